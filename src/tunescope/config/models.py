@@ -1,0 +1,225 @@
+"""The settings: the only place where a default or a help text lives.
+
+`tunescope config schema` and the table in ``docs/configuration.md`` are generated from these classes.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+NAME_PATTERN = r"^[\w][\w.\-]*$"
+
+
+class Metric(StrEnum):
+    """How an answer of a task is scored; every one is in [0, 1], higher is better."""
+
+    ACCURACY = "accuracy"
+    MACRO_F1 = "macro_f1"
+    EXACT_MATCH = "exact_match"
+    TOKEN_F1 = "token_f1"
+    ROUGE_L = "rouge_l"
+    CHRF = "chrf"
+    JSON_FIELDS = "json_fields"
+
+
+class Arm(StrEnum):
+    """One alternative that a proof of concept compares."""
+
+    NOTHING = "nothing"
+    PROMPT = "prompt"
+    SELECTED = "selected"
+    RANDOM = "random"
+    LORA_ALL = "lora-all"
+    FULL = "full"
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+PathList = Annotated[tuple[Path, ...], BeforeValidator(_as_list)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TaskSettings(Settings):
+    """One task: its files by role, and how an answer is scored."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="Short name; appears in tables and file names.")
+    family: str = Field("general", description="Group of tasks that are alike, for example classification.")
+    train: Path | None = Field(None, description="Training examples.")
+    test: Path | None = Field(None, description="Test examples from the same source as the training examples.")
+    out_of_domain: PathList = Field(
+        (), description="Test files from another source. Never used to choose anything, only to report."
+    )
+    labels: tuple[str, ...] | None = Field(
+        None, description="The allowed answers. With labels, answers are scored, not generated."
+    )
+    metric: Metric = Field(Metric.ACCURACY, description="How an answer is scored.")
+    instruction: str | None = Field(
+        None, description="Instruction for rows that have none of their own (CSV, prompt/completion)."
+    )
+    columns: dict[Literal["instruction", "input", "output", "id", "system"], str] | None = Field(
+        None, description="For CSV and Parquet: which column holds what."
+    )
+    attributes: tuple[str, ...] = Field((), description="Extra columns to keep with each example (site, language ...).")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskSettings:
+        if self.labels is not None:
+            if len(self.labels) < 2:
+                raise ValueError(f"got {len(self.labels)} label(s), a task with labels needs at least 2")
+            if len(set(self.labels)) != len(self.labels):
+                raise ValueError("the labels are not distinct")
+            if any(not label.strip() for label in self.labels):
+                raise ValueError("a label is empty")
+        if self.metric in (Metric.ACCURACY, Metric.MACRO_F1) and self.labels is None:
+            raise ValueError(
+                f"metric {self.metric.value} needs labels: list them, or use exact_match, token_f1, rouge_l, chrf or json_fields"
+            )
+        if self.labels is not None and self.metric not in (Metric.ACCURACY, Metric.MACRO_F1):
+            raise ValueError(f"metric {self.metric.value} is for generated answers: with labels use accuracy or macro_f1")
+        return self
+
+
+class DataSettings(Settings):
+    """How data files are read and how much of them is used."""
+
+    max_length: int = Field(1024, ge=16, le=131_072, description="Longest prompt plus answer, in tokens.")
+    max_train_examples: int | None = Field(None, ge=1, description="Use at most this many training examples per task.")
+    max_test_examples: int | None = Field(None, ge=1, description="Use at most this many examples per test file.")
+    validation_fraction: float = Field(
+        0.1, ge=0, lt=0.5, description="Share of the training examples held out to choose learning rate and checkpoint."
+    )
+    drop_duplicates: bool = Field(
+        True, description="Leave out training rows that repeat another one, or that stand in a test file (leakage)."
+    )
+    near_duplicate_threshold: float = Field(
+        0.85, gt=0.3, le=1, description="Jaccard similarity of character 5-grams from which two texts count as near duplicates."
+    )
+
+
+class TuningSettings(Settings):
+    """How an arm is tuned."""
+
+    method: Literal["lora", "weights"] = Field(
+        "lora", description="What moves in the tuned blocks: LoRA adapters, or the weights themselves."
+    )
+    lora_rank: int = Field(8, ge=1, le=1024, description="Rank of the LoRA matrices.")
+    lora_alpha: float = Field(16, gt=0, description="LoRA scale; the update is multiplied by lora_alpha / lora_rank.")
+    target_modules: tuple[str, ...] = Field(
+        ("q", "k", "v", "o", "gate", "up", "down"),
+        min_length=1,
+        description="Parts of a block that move, by canonical name: q, k, v, o (attention), gate, up, down (MLP).",
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | Literal["auto"] = Field(
+        "auto", description="Peak learning rate, or auto: probed per arm on the held-out slice."
+    )
+    num_epochs: int = Field(3, ge=1, le=1000, description="Passes over the training examples.")
+    batch_size: int = Field(8, ge=1, le=4096, description="Examples per optimiser step.")
+    warmup_fraction: float = Field(0.05, ge=0, le=0.5, description="Share of the steps with rising learning rate.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay of what moves.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    patience: int = Field(2, ge=0, description="Stop after this many held-out checks without gain; 0 = never stop early.")
+    checks_per_epoch: int = Field(2, ge=1, le=100, description="Held-out checks, and checkpoints, per epoch.")
+
+
+class SelectionSettings(Settings):
+    """What the arms `selected` and `random` may move."""
+
+    budget: float = Field(1 / 3, gt=0, le=1, description="Share of the transformer blocks that may move.")
+    score: Literal["gradient_norm"] = Field(
+        "gradient_norm", description="How blocks are chosen for `selected`: mean gradient norm on calibration examples."
+    )
+    calibration_examples: int = Field(32, ge=1, le=4096, description="Training examples used to score the blocks.")
+    blocks: tuple[str, ...] | None = Field(
+        None, description="Tune exactly these blocks instead, by name or pattern: block.20, block.2?, block.20-29."
+    )
+
+
+class EvaluationSettings(Settings):
+    """How every arm is measured."""
+
+    batch_tokens: int = Field(2048, ge=1, description="Tokens per forward pass; changes speed and memory, never a score.")
+    max_new_tokens: int = Field(64, ge=1, le=8192, description="Longest generated answer, in tokens.")
+    demonstrations: int = Field(3, ge=1, le=64, description="Examples written into the prompt in the arm `prompt`.")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Level of all intervals.")
+    n_bootstrap: int = Field(2000, ge=200, le=100_000, description="Resamples for the intervals.")
+    samples: int = Field(24, ge=0, le=1000, description="Examples shown side by side in the report.")
+    latency_requests: int = Field(12, ge=0, le=1000, description="Single requests timed per arm; 0 = do not time.")
+
+
+class BusinessSettings(Settings):
+    """What a right and a wrong answer are worth: the assumptions behind the verdict in money."""
+
+    currency: str = Field("EUR", min_length=1, max_length=8, description="Shown with every amount.")
+    requests_per_month: float = Field(2000, ge=0, description="How many answers are needed a month.")
+    value_of_right_answer: float = Field(0.40, ge=0, description="What a right answer saves.")
+    cost_of_wrong_answer: float = Field(0.80, ge=0, description="What a wrong answer costs.")
+    machine_cost_per_hour: float = Field(0.50, ge=0, description="Price of an hour of the machine that tunes and answers.")
+    person_cost_per_hour: float = Field(60, ge=0, description="Price of an hour of the people who prepare and check.")
+    person_hours: float = Field(8, ge=0, description="Hours of people that a tuned model needs once (data, review).")
+    horizon_months: float = Field(12, gt=0, le=120, description="Period over which the benefit is counted.")
+    electricity_per_kwh: float = Field(0.30, ge=0, description="Price of electricity; used only where energy is measured.")
+
+
+class GateSettings(Settings):
+    """What must hold before the verdict may say `tune`."""
+
+    min_gain: float = Field(0.0, ge=0, le=1, description="Smallest in-domain gain, as a difference of scores, worth having.")
+    max_guard_loss: float = Field(
+        0.10, ge=0, description="Largest rise of the loss on the guard set that is acceptable, in nats per token."
+    )
+    min_test_examples: int = Field(30, ge=5, description="With fewer test examples in all the verdict is `not enough evidence`.")
+    fail: bool = Field(False, description="End with exit code 3 when the verdict is not `tune`.")
+
+
+class Config(Settings):
+    """Everything a study needs to know."""
+
+    model: str = Field(
+        "smollm2-135m-instruct", min_length=1, description="An alias, a hub id, a local folder, or a .gguf file."
+    )
+    revision: str | None = Field(None, description="Revision of a hub id.")
+    output_dir: Path = Field(Path("runs/poc"), description="The run folder.")
+    seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of everything random.")
+    language: Literal["en", "ja"] = Field("en", description="Language of the report.")
+    tasks: tuple[TaskSettings, ...] = Field(min_length=1, description="The tasks; see the table of a task.")
+    guard: PathList = Field((), description="General examples on which the tuned model must not get worse.")
+    arms: tuple[Arm, ...] = Field(
+        (Arm.NOTHING, Arm.PROMPT, Arm.SELECTED, Arm.RANDOM, Arm.LORA_ALL), min_length=1, description="What is compared."
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="Number format of the frozen weights and of inference; what is tuned moves in float32."
+    )
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; default: all cores.")
+    data: DataSettings = DataSettings()
+    tuning: TuningSettings = TuningSettings()
+    selection: SelectionSettings = SelectionSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    business: BusinessSettings = BusinessSettings()
+    gate: GateSettings = GateSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        problems = []
+        names = [task.name for task in self.tasks]
+        problems += [f"task name {name!r} is used twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        if len(set(self.arms)) != len(self.arms):
+            problems.append("an arm is listed twice")
+        if Arm.RANDOM in self.arms and Arm.SELECTED not in self.arms:
+            problems.append("arm random is the control of arm selected: add selected, or drop random")
+        if self.revision is not None and (Path(self.model).suffix == ".gguf" or Path(self.model).is_dir()):
+            problems.append("revision is for hub ids; the model is a local file or folder")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

@@ -1,0 +1,84 @@
+"""The settings as JSON Schema and as a table for the documentation; both generated from the classes."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from tunescope.config.models import Config
+
+
+def json_schema() -> dict[str, Any]:
+    """Returns the JSON Schema (draft 2020-12) of a settings file; editors complete and check with it."""
+    return Config.model_json_schema()
+
+
+def markdown() -> str:
+    """Returns ``docs/configuration.md``: one table per group of settings."""
+    lines = [
+        "# Configuration",
+        "",
+        "One YAML file. This page is generated from the settings classes (`make docs`); do not edit it by hand.",
+        "Paths are relative to the file. An unknown key is an error. `tunescope config schema` prints the JSON Schema.",
+        "On the command line `key.sub=value` replaces one setting: `tunescope poc config.yaml tuning.num_epochs=2 tasks.0.name=desk`.",
+    ]
+    groups: list[tuple[str, type[BaseModel]]] = [("Top level", Config)]
+    for name, field in Config.model_fields.items():
+        inner = _model_of(field.annotation)
+        if inner is not None:
+            groups.append((f"`{name}`" + (" (a list; each entry has)" if get_origin(field.annotation) is tuple else ""), inner))
+    for title, model in groups:
+        doc = (model.__doc__ or "").strip().splitlines()[0]
+        lines += ["", f"## {title}", "", doc, "", "| setting | default | allowed | what it does |", "| --- | --- | --- | --- |"]
+        for name, field in model.model_fields.items():
+            inner = _model_of(field.annotation)
+            if inner is not None and get_origin(field.annotation) is not tuple:
+                lines.append(f"| `{name}` | see below | | {(inner.__doc__ or '').strip().splitlines()[0]} |")
+            else:
+                lines.append(f"| `{name}` | {_default(field)} | {_allowed(field)} | {field.description or ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "**required**"
+    value = field.default
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return f"`[{', '.join(str(item.value if isinstance(item, Enum) else item) for item in value)}]`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, float):
+        return f"`{value:.4g}`"
+    return f"`{value.value if isinstance(value, Enum) else value}`"
+
+
+def _allowed(field: FieldInfo) -> str:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    bounds = [
+        f"{signs[key]} {getattr(item, key):g}"
+        for item in field.metadata
+        for key in signs
+        if getattr(item, key, None) is not None
+    ]
+    choices: list[str] = []
+    for part in (field.annotation, *get_args(field.annotation)):
+        if isinstance(part, type) and issubclass(part, Enum):
+            choices += [str(member.value) for member in part]
+        choices += [str(value) for value in get_args(part) if isinstance(value, str)]
+        if isinstance(value := part, str):
+            choices.append(value)
+    parts = ([", ".join(f"`{choice}`" for choice in dict.fromkeys(choices))] if choices else []) + bounds
+    return "; or ".join(parts[:1] + [" ".join(bounds)]) if choices and bounds else ", ".join(parts)

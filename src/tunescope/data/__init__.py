@@ -1,0 +1,58 @@
+"""Data: reading files of any format, checking them, and what is wrong with them, by file and line."""
+
+from tunescope.data.batch import epoch_batches
+from tunescope.data.check import (
+    DuplicateCheck,
+    LabelCheck,
+    LengthCheck,
+    LengthRow,
+    LengthTable,
+    check_duplicates,
+    check_labels,
+    check_leakage,
+    length_findings,
+    normalise,
+)
+from tunescope.data.encode import ChatFormat, Encoded, check_lengths, token_pieces
+from tunescope.data.example import Example, Message, Task
+from tunescope.data.formats import Format, RowProblem, RowRead, detect_format, example_from_row
+from tunescope.data.personal import PersonalMatch, check_personal, find_personal
+from tunescope.data.read import FileRead, read_file
+from tunescope.data.report import DataReport, FileRole, FileSummary, TaskFile, build_report, finding_line
+
+__all__ = [
+    "ChatFormat",
+    "DataReport",
+    "DuplicateCheck",
+    "Encoded",
+    "Example",
+    "FileRead",
+    "FileRole",
+    "FileSummary",
+    "Format",
+    "LabelCheck",
+    "LengthCheck",
+    "LengthRow",
+    "LengthTable",
+    "Message",
+    "PersonalMatch",
+    "RowProblem",
+    "RowRead",
+    "Task",
+    "TaskFile",
+    "build_report",
+    "check_duplicates",
+    "check_labels",
+    "check_leakage",
+    "check_lengths",
+    "check_personal",
+    "detect_format",
+    "epoch_batches",
+    "example_from_row",
+    "find_personal",
+    "finding_line",
+    "length_findings",
+    "normalise",
+    "read_file",
+    "token_pieces",
+]

@@ -1,0 +1,213 @@
+"""Run a tuner with held-out checks, checkpoints and early stopping; and choose its learning rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunescope.data import Encoded
+from tunescope.engine.checkpoint import read_tensors, write_tensors
+from tunescope.engine.moving import Moving
+from tunescope.engine.tuner import Tuner, load_weights
+from tunescope.models import mean_losses
+from tunescope.runs.records import StepRecord
+
+CANDIDATES = {"lora": (2e-4, 6e-4, 2e-3), "weights": (1e-5, 3e-5, 1e-4)}
+_RACE_FRACTION = 0.15
+_MIN_RACE_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Checks:
+    """When to look at the held-out examples.
+
+    Attributes:
+        validation: held-out examples; empty = no checks, the last weights are kept.
+        every: steps between checks.
+        patience: checks without gain before stopping; 0 = never stop early.
+        batch_tokens: tokens per forward pass of a check.
+    """
+
+    validation: Sequence[Encoded]
+    every: int
+    patience: int = 2
+    batch_tokens: int = 2048
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a fit ended.
+
+    Attributes:
+        steps: optimiser steps done.
+        best_step: step whose weights are kept.
+        best_loss: held-out loss there, or None without checks.
+        stopped_early: True if patience ran out.
+    """
+
+    steps: int
+    best_step: int
+    best_loss: float | None
+    stopped_early: bool
+
+
+class Fit:
+    """A tuner with checks; iterate over it, then read `outcome`.
+
+    After the last record the model holds the weights of the best check. With a folder it writes ``checkpoint.safetensors`` and
+    ``best.safetensors`` there at every check and continues from them: records then start after the checkpoint's step.
+
+    Args:
+        tuner: at step 0, or where it was restored.
+        checks: when to look at the held-out examples.
+        folder: for checkpoints, or None.
+        should_stop: asked after every step; if True a checkpoint is written and KeyboardInterrupt raised.
+    """
+
+    def __init__(
+        self, tuner: Tuner, checks: Checks, *, folder: Path | None = None, should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.tuner = tuner
+        self.checks = checks
+        self.folder = folder
+        self.should_stop = should_stop
+        self.outcome: Outcome | None = None
+        self._best: dict[str, Any] = {"loss": None, "step": 0, "without_gain": 0, "finished": False}
+        self._best_weights: dict[str, Any] | None = None
+        if folder is not None and (folder / "checkpoint.safetensors").is_file():
+            tensors, facts = read_tensors(folder / "checkpoint.safetensors")
+            tuner.restore(tensors, facts)
+            self._best = facts["best"]
+
+    def __iter__(self) -> Iterator[StepRecord]:
+        total = self.tuner.total_steps
+        stopped = self._best["finished"] and self.tuner.step < total
+        steps = self.tuner.steps()
+        while not self._best["finished"] and self.tuner.step < total:
+            record = next(steps)
+            last = record.step == total
+            if last or record.step % self.checks.every == 0:
+                record = self._check(record)
+                stopped = 0 < self.checks.patience <= self._best["without_gain"] and not last
+                self._best["finished"] = last or stopped
+                self._save()
+                yield record
+            else:
+                yield record
+            if self.should_stop() and not self._best["finished"]:
+                self._save()
+                raise KeyboardInterrupt
+        self._load_best()
+        self.outcome = Outcome(self.tuner.step, self._best["step"], self._best["loss"], stopped)
+
+    def _check(self, record: StepRecord) -> StepRecord:
+        if not self.checks.validation:
+            self._best |= {"step": record.step}
+            return record
+        loss = validation_loss(self.tuner.moving, self.checks)
+        best = self._best["loss"]
+        if best is None or loss < best:
+            self._best |= {"loss": loss, "step": record.step, "without_gain": 0}
+            weights = {f"weight.{name}": p.detach().cpu().clone() for name, p in self.tuner.moving.parameters.items()}
+            if self.folder is None:
+                self._best_weights = weights
+            else:
+                write_tensors(self.folder / "best.safetensors", weights, {"step": record.step})
+        else:
+            self._best["without_gain"] += 1
+        return replace(record, validation_loss=loss)
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            tensors, facts = self.tuner.state()
+            write_tensors(self.folder / "checkpoint.safetensors", tensors, facts | {"best": self._best})
+
+    def _load_best(self) -> None:
+        if self._best["loss"] is None or self._best["step"] == self.tuner.step:
+            return
+        if self.folder is not None:
+            load_weights(self.tuner.moving, read_tensors(self.folder / "best.safetensors")[0])
+        elif self._best_weights is not None:
+            load_weights(self.tuner.moving, self._best_weights)
+
+
+def validation_loss(moving: Moving, checks: Checks) -> float:
+    """Returns the mean loss per target token over the held-out examples, each example counting the same, in nats."""
+    with moving.compute():
+        return float(np.mean(mean_losses(moving.model, checks.validation, batch_tokens=checks.batch_tokens)))
+
+
+@dataclass(frozen=True)
+class Race:
+    """Which learning rate won.
+
+    Attributes:
+        learning_rate: the winner.
+        losses: candidate -> held-out loss after the race.
+        steps: steps that each candidate took.
+        seconds: wall time of the race.
+        tokens: tokens read in it.
+    """
+
+    learning_rate: float
+    losses: dict[float, float]
+    steps: int
+    seconds: float
+    tokens: int
+
+    @property
+    def why(self) -> str:
+        """One line for the report."""
+        shown = ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in self.losses.items())
+        edge = " (at the edge of the candidates)" if self.learning_rate in (min(self.losses), max(self.losses)) else ""
+        return f"lowest held-out loss after {self.steps} steps of each candidate{edge}; {shown}"
+
+
+def race_steps(total_steps: int) -> int:
+    """Returns how many steps each candidate takes in a race."""
+    return min(total_steps, max(_MIN_RACE_STEPS, round(_RACE_FRACTION * total_steps)))
+
+
+def race(
+    make_tuner: Callable[[float], Tuner], checks: Checks, candidates: Sequence[float], *, done: Callable[[StepRecord], None] = lambda r: None
+) -> Race:
+    """Tries learning rates for the first steps of the real run and returns the one with the lowest held-out loss.
+
+    Every candidate starts from the same weights, reads the same batches and follows the same schedule, so a race differs from the run
+    only in where it ends: after 15 % of the steps, at least 6. Short races favour high rates a little; the held-out checks of the run
+    catch one that is too high.
+
+    Args:
+        make_tuner: gives a tuner at step 0 for a learning rate. The moving weights are put back to their start before each call.
+        checks: the held-out examples.
+        candidates: learning rates, ascending.
+        done: called with every record.
+
+    Returns:
+        The winner; ties go to the lower rate. A candidate whose loss is not finite loses.
+    """
+    started = time.perf_counter()
+    first = make_tuner(candidates[0])
+    start = {f"weight.{name}": p.detach().clone() for name, p in first.moving.parameters.items()}
+    n_steps = race_steps(first.total_steps)
+    losses: dict[float, float] = {}
+    tokens = 0
+    for rate in candidates:
+        tuner = make_tuner(rate)
+        load_weights(tuner.moving, start)
+        for record in tuner.steps():
+            tokens += record.tokens
+            done(record)
+            if record.step == n_steps:
+                break
+        loss = validation_loss(tuner.moving, checks)
+        losses[rate] = loss if np.isfinite(loss) else float("inf")
+    load_weights(first.moving, start)
+    winner = min(losses, key=lambda rate: (losses[rate], rate))
+    return Race(winner, losses, n_steps, time.perf_counter() - started, tokens)
+

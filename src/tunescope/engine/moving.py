@@ -1,0 +1,232 @@
+"""Make exactly the selected weights movable, prove that they move, and that nothing else does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunescope.errors import ModelError, TunescopeError, did_you_mean
+from tunescope.models import PARTS, Family, bare, block_index, blocks, canonical_name
+from tunescope.runs.records import Selection
+
+
+@dataclass(frozen=True)
+class Moving:
+    """A model of which some weights may move.
+
+    Attributes:
+        model: the model, wrapped by PEFT for LoRA.
+        selection: what moves, with its numbers filled in.
+        parameters: name -> weight, in a fixed order; float32.
+        dtype: number format of everything else, and of inference.
+    """
+
+    model: Any
+    selection: Selection
+    parameters: dict[str, nn.Parameter]
+    dtype: torch.dtype
+
+    def compute(self) -> contextlib.AbstractContextManager[Any]:
+        """The context for forward passes in tuning: next to bfloat16 weights, the moving float32 ones multiply in bfloat16.
+
+        PEFT would cast every input to float32 for the adapters; leaving that out made a step 1.3 times as fast.
+        """
+        if self.dtype != torch.bfloat16:
+            return contextlib.nullcontext()
+        stack = contextlib.ExitStack()
+        stack.enter_context(torch.autocast(next(iter(self.parameters.values())).device.type, dtype=torch.bfloat16))
+        if self.selection.method == "lora":
+            from peft.helpers import disable_input_dtype_casting
+
+            stack.enter_context(disable_input_dtype_casting(self.model))
+        return stack
+
+
+def prepare(
+    model: Any, family: Family, selection: Selection, *, lora_rank: int = 8, lora_alpha: float = 16, seed: int = 0
+) -> Moving:
+    """Makes the selected weights movable.
+
+    The seed is set before an adapter is made, so that the same seed gives the same adapter.
+
+    Args:
+        model: the base model, nothing requiring a gradient.
+        family: where its parts are.
+        selection: what may move.
+        lora_rank: rank of the LoRA matrices.
+        lora_alpha: LoRA scale.
+        seed: of the adapter's initial values.
+
+    Returns:
+        The prepared model; `Moving.selection` carries the counts.
+
+    Raises:
+        ModelError: a block or a part does not exist in this model.
+
+    Example:
+        >>> from tunescope.models import FAMILIES
+        >>> from tunescope.testing import tiny_model
+        >>> wanted = Selection("lora", ("block.1",), ("q", "v"), why="example")
+        >>> moving = prepare(tiny_model(), FAMILIES[0], wanted, lora_rank=2)
+        >>> moving.selection.trainable_parameters, moving.selection.lowest_layer
+        (240, 1)
+    """
+    check_selection(selection, n_layers=len(blocks(model)))
+    dtype = next(model.parameters()).dtype
+    total = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    torch.manual_seed(seed)
+    if selection.method == "lora":
+        model = _with_lora(model, family, selection, lora_rank, lora_alpha)
+    else:
+        _free_weights(model, family, selection)
+    parameters = {canonical_name(n, family): p for n, p in model.named_parameters() if p.requires_grad}
+    indices = [block_index(name) for name in selection.layers]
+    filled = replace(
+        selection,
+        trainable_parameters=sum(p.numel() for p in parameters.values()),
+        total_parameters=total,
+        lowest_layer=-1 if selection.whole_model else min(indices),
+    )
+    return Moving(model, filled, parameters, dtype)
+
+
+def check_selection(selection: Selection, *, n_layers: int) -> None:
+    """Refuses a selection that names what the model lacks.
+
+    Raises:
+        ModelError: an unknown block or part, or nothing selected.
+    """
+    names = [f"block.{i}" for i in range(n_layers)]
+    problems = [
+        f"block {name!r} is not in this model{did_you_mean(name, names)}; it has block.0 to block.{n_layers - 1}"
+        for name in selection.layers
+        if name not in names
+    ]
+    problems += [
+        f"part {part!r} is not known{did_you_mean(part, PARTS)}; allowed: {', '.join(PARTS)}"
+        for part in selection.modules
+        if part not in PARTS
+    ]
+    if not selection.layers and not selection.whole_model:
+        problems.append("the selection is empty: nothing would be tuned")
+    if selection.method == "lora" and not selection.modules:
+        problems.append("LoRA needs at least one part to adapt (q, k, v, o, gate, up, down)")
+    if problems:
+        raise ModelError(problems)
+
+
+def describe(moving: Moving) -> str:
+    """Returns what will move, one line per block: the text that is printed before tuning."""
+    rows: dict[str, int] = {}
+    for name, parameter in moving.parameters.items():
+        parts = name.split(".")
+        where = f"{parts[0]}.{parts[1]} {parts[2]}" if parts[0] == "block" else name
+        rows[where] = rows.get(where, 0) + parameter.numel()
+    grouped: dict[str, list[str]] = {}
+    for where, count in rows.items():
+        block, _, part = where.partition(" ")
+        grouped.setdefault(block, []).append(f"{part or 'weights'} {count:,}")
+    chosen = moving.selection
+    head = f"{chosen.trainable_parameters:,} of {chosen.total_parameters:,} weights may move ({chosen.method})"
+    return "\n".join([head, *(f"  {block}: {', '.join(parts)}" for block, parts in grouped.items())])
+
+
+class Watch:
+    """Proves that the planned weights moved and nothing else did.
+
+    Args:
+        moving: the prepared model, before the first step.
+    """
+
+    def __init__(self, moving: Moving) -> None:
+        self._moving = moving
+        self._start = {name: p.detach().clone() for name, p in moving.parameters.items()}
+        planned = {id(p) for p in moving.parameters.values()}
+        self._frozen = [(n, p, p._version) for n, p in moving.model.named_parameters() if id(p) not in planned]
+
+    def check(self) -> None:
+        """Compares with the start; to be called after two steps, since LoRA's A moves only once B has.
+
+        Raises:
+            TunescopeError: a planned weight did not move, or a frozen one did.
+        """
+        still = [name for name, p in self._moving.parameters.items() if torch.equal(p.detach(), self._start[name])]
+        touched = [name for name, p, version in self._frozen if p._version != version or p.grad is not None]
+        if still:
+            raise TunescopeError(f"{len(still)} planned weights did not move, the first is {still[0]}: the plan is not what is tuned")
+        if touched:
+            raise TunescopeError(f"{len(touched)} frozen weights were touched, the first is {touched[0]}: the plan is not what is tuned")
+
+
+@contextlib.contextmanager
+def asserts_backward_stops(moving: Moving) -> Iterator[None]:
+    """Raises if the input of the lowest moving block requires a gradient: then the backward pass would not end there.
+
+    Raises:
+        TunescopeError: it does.
+    """
+    lowest = moving.selection.lowest_layer
+    if lowest < 0:
+        yield
+        return
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if hidden.requires_grad:
+            raise TunescopeError(f"the input of block.{lowest} requires a gradient: the backward pass would run below the selection")
+
+    handle = blocks(moving.model)[lowest].register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def to_inference(moving: Moving) -> Any:
+    """Rounds what moved to the number format of inference and returns the model: what is measured is what is saved.
+
+    LoRA matrices stay in float32, as PEFT loads them; moved weights go back to `Moving.dtype`.
+    """
+    if moving.selection.method == "weights":
+        with torch.no_grad():
+            bare(moving.model).to(moving.dtype)
+    moving.model.requires_grad_(False)
+    moving.model.eval()
+    return moving.model
+
+
+def _with_lora(model: Any, family: Family, selection: Selection, rank: int, alpha: float) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    everywhere = len(selection.layers) == len(blocks(model))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=[family.parts[part].rsplit(".", 1)[-1] for part in selection.modules],
+        layers_to_transform=None if everywhere else [block_index(name) for name in selection.layers],
+        layers_pattern=None if everywhere else family.blocks.rsplit(".", 1)[-1],
+    )
+    wrapped = get_peft_model(model, config)
+    wrapped.eval()
+    return wrapped
+
+
+def _free_weights(model: Any, family: Family, selection: Selection) -> None:
+    if selection.whole_model:
+        model.float()
+        model.requires_grad_(True)
+        return
+    for name in selection.layers:
+        block = blocks(model)[block_index(name)]
+        modules: Sequence[nn.Module] = [block.get_submodule(family.parts[p]) for p in selection.modules] or [block]
+        for module in modules:
+            module.float()
+            module.requires_grad_(True)

@@ -1,0 +1,190 @@
+"""The tuning loop: the engine yields a record per optimiser step, and whoever reads them owns the loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tunescope.data import Encoded, epoch_batches
+from tunescope.engine.moving import Moving, Watch, asserts_backward_stops
+from tunescope.errors import DataError, IntegrityError, TunescopeError
+from tunescope.models import pad_right, token_losses
+from tunescope.runs.records import StepRecord
+
+_WATCHED_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights move.
+
+    Attributes:
+        learning_rate: at the peak.
+        num_epochs: passes over the examples.
+        batch_size: examples per optimiser step.
+        warmup_fraction: share of the steps with rising learning rate; then a half cosine down to 0.
+        weight_decay: decoupled (AdamW), of matrices only.
+        max_grad_norm: gradients are scaled down to this norm.
+        seed: of the order of the examples.
+    """
+
+    learning_rate: float
+    num_epochs: int = 3
+    batch_size: int = 8
+    warmup_fraction: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+
+def scheduled(recipe: Recipe, step: int, total_steps: int) -> float:
+    """Returns the learning rate of a step: linear warm-up, then a half cosine to 0.
+
+    Args:
+        recipe: peak and share of warm-up.
+        step: from 0.
+        total_steps: of the whole run.
+
+    Example:
+        >>> recipe = Recipe(1.0, warmup_fraction=0.2)
+        >>> [round(scheduled(recipe, s, 10), 2) for s in (0, 1, 2, 6, 9)]
+        [0.5, 1.0, 1.0, 0.5, 0.04]
+    """
+    warmup = max(1, round(recipe.warmup_fraction * total_steps))
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Tuner:
+    """Moves the prepared weights over the examples; can be saved and continued at every step, bit by bit.
+
+    Args:
+        moving: the prepared model.
+        examples: encoded training examples.
+        recipe: how.
+        arm: name written into the records.
+
+    Raises:
+        DataError: no examples.
+    """
+
+    def __init__(self, moving: Moving, examples: Sequence[Encoded], recipe: Recipe, *, arm: str = "") -> None:
+        if not examples:
+            raise DataError("there is not a single training example; give the tasks a `train` file")
+        self.moving = moving
+        self.recipe = recipe
+        self.arm = arm
+        self.step = 0
+        self._examples = examples
+        self._lengths = [len(e) for e in examples]
+        self._parameters = list(moving.parameters.values())
+        matrices = [p for p in self._parameters if p.ndim >= 2]
+        others = [p for p in self._parameters if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.learning_rate)
+        self._watch: Watch | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one pass over the examples."""
+        return math.ceil(len(self._examples) / self.recipe.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.steps_per_epoch * self.recipe.num_epochs
+
+    def steps(self) -> Iterator[StepRecord]:
+        """Takes the remaining optimiser steps, one per record.
+
+        Yields:
+            A record after every step; `self.step` has already advanced.
+
+        Raises:
+            TunescopeError: the loss or the gradient is not finite, or what moves is not what was planned.
+        """
+        while self.step < self.total_steps:
+            epoch, place = divmod(self.step, self.steps_per_epoch)
+            batches = epoch_batches(self._lengths, batch_size=self.recipe.batch_size, seed=self.recipe.seed, epoch=epoch)
+            for batch in batches[place:]:
+                yield self._one_step([self._examples[i] for i in batch])
+
+    def _one_step(self, rows: list[Encoded]) -> StepRecord:
+        started = time.perf_counter()
+        if self.step == 0:
+            self._watch = Watch(self.moving)
+        rate = scheduled(self.recipe, self.step, self.total_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        device = self._parameters[0].device
+        tensors = [t.to(device) for t in pad_right(rows)]
+        with self.moving.compute(), asserts_backward_stops(self.moving):
+            losses, _ = token_losses(self.moving.model, *tensors)
+            loss = losses.mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.max_grad_norm)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise TunescopeError(
+                f"arm {self.arm}: loss {float(loss):g}, gradient norm {float(norm):g} at step {self.step + 1}; lower the learning rate "
+                f"(now {rate:g}) or use dtype float32"
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.step == _WATCHED_STEPS and self._watch is not None:
+            self._watch.check()
+            self._watch = None
+        return StepRecord(
+            arm=self.arm,
+            step=self.step,
+            epoch=self.step / self.steps_per_epoch,
+            loss=float(loss.detach()),
+            learning_rate=rate,
+            grad_norm=float(norm),
+            tokens=int(tensors[1].sum()),
+            target_tokens=len(losses),
+            seconds=time.perf_counter() - started,
+        )
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Returns everything needed to continue: tensors and plain facts."""
+        tensors = {f"weight.{name}": p for name, p in self.moving.parameters.items()}
+        for name, parameter in self.moving.parameters.items():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        return tensors, {"step": self.step, "arm": self.arm, "recipe": vars(self.recipe), "examples": len(self._examples)}
+
+    def restore(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        """Continues from `state`.
+
+        Raises:
+            IntegrityError: the state belongs to another arm, recipe, selection or number of examples.
+        """
+        mine = self.state()[1] | {"step": facts["step"]}
+        saved = {name.removeprefix("weight.") for name in tensors if name.startswith("weight.")}
+        if {key: facts.get(key) for key in mine} != mine or saved != set(self.moving.parameters):
+            raise IntegrityError("the checkpoint belongs to other settings; remove it to start this arm again")
+        load_weights(self.moving, tensors)
+        for name, parameter in self.moving.parameters.items():
+            state = {
+                key: tensors[f"optimizer.{key}.{name}"].clone().to("cpu" if key == "step" else parameter.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"optimizer.{key}.{name}" in tensors
+            }
+            if state:
+                self._optimizer.state[parameter] = state
+        self.step = facts["step"]
+
+
+def load_weights(moving: Moving, tensors: dict[str, torch.Tensor]) -> None:
+    """Copies ``weight.*`` tensors into the moving weights."""
+    with torch.no_grad():
+        for name, parameter in moving.parameters.items():
+            parameter.copy_(tensors[f"weight.{name}"])

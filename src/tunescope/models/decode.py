@@ -1,0 +1,210 @@
+"""Scoring and greedy generation over a shared prefix; the numbers do not depend on how examples are batched.
+
+Rows that begin with the same tokens (system message, instruction, demonstrations) compute that prefix once: its keys and
+values are copied to every row of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tunescope.models.family import bare, head_logits
+from tunescope.models.slots import SlotCache, new_cache, read
+
+_MIN_PREFIX = 16  # shorter common starts cost more to copy than to compute
+_WORTH_DROPPING = 0.75  # finished rows leave the batch once a quarter of it is finished: leaving copies the rest
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One greedy continuation.
+
+    Attributes:
+        ids: token ids, stop token excluded.
+        hit_limit: True if it ended because of `max_new_tokens`.
+    """
+
+    ids: tuple[int, ...]
+    hit_limit: bool
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """Returns how many tokens all rows share at the start, at most one less than the shortest row.
+
+    Example:
+        >>> common_prefix([[1, 2, 3], [1, 2, 4, 5]])
+        2
+        >>> common_prefix([[1, 2], [1, 2]])
+        1
+    """
+    shortest, longest = min(rows), max(rows)  # in lexicographic order these two differ first
+    limit = min(len(row) for row in rows) - 1
+    count = 0
+    while count < limit and shortest[count] == longest[count]:
+        count += 1
+    return count
+
+
+@torch.no_grad()
+def continuation_logprobs(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    *,
+    batch_tokens: int = 2048,
+    done: Callable[[int], None] = lambda n: None,
+) -> torch.Tensor:
+    """Returns the log-probability of every continuation after every prompt.
+
+    Args:
+        model: the model, PEFT-wrapped or not.
+        prompts: token ids, one row per example; none empty.
+        continuations: token ids of each choice, end-of-turn token included, so that one being the start of another is no issue.
+        batch_tokens: tokens per forward pass.
+        done: called with the number of finished prompts after each batch.
+
+    Returns:
+        (n_prompts, n_continuations) float64 on the CPU: the sum over the continuation's tokens, in nats.
+    """
+    result = torch.zeros((len(prompts), len(continuations)), dtype=torch.float64)
+    if not prompts:
+        return result
+    shared = _shared_prefix(model, prompts)
+    longest = max(len(c) for c in continuations)
+    for batch in length_batches([len(p) - shared[0] + longest for p in prompts], batch_tokens=batch_tokens):
+        hidden, lengths, cache = _read_prompts(model, [prompts[i] for i in batch], shared, longest - 1)
+        first = head_logits(model, hidden).log_softmax(-1).double().cpu()
+        for j, choice in enumerate(continuations):
+            result[batch, j] = first[:, choice[0]]
+            if len(choice) > 1:
+                result[batch, j] += _tail_logprobs(model, cache, lengths, choice)
+        done(len(batch))
+    return result
+
+
+@torch.no_grad()
+def greedy(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    batch_tokens: int = 2048,
+    max_batch: int = 32,
+) -> Iterator[list[tuple[int, Generated]]]:
+    """Generates greedily, a batch at a time.
+
+    Args:
+        model: the model, PEFT-wrapped or not.
+        prompts: token ids, one row per example; none empty.
+        stop_ids: tokens that end an answer.
+        max_new_tokens: strict limit per answer.
+        batch_tokens: tokens of a batch at its end, answers included.
+        max_batch: rows in a batch at most.
+
+    Yields:
+        For each finished batch a list of (index into `prompts`, `Generated`).
+    """
+    if not prompts:
+        return
+    shared = _shared_prefix(model, prompts)
+    stop = torch.tensor(list(stop_ids), device=next(bare(model).parameters()).device)
+    lengths_left = [len(p) - shared[0] + max_new_tokens for p in prompts]
+    for batch in length_batches(lengths_left, batch_tokens=batch_tokens, max_rows=max_batch):
+        hidden, position, cache = _read_prompts(model, [prompts[i] for i in batch], shared, max_new_tokens - 1)
+        outputs: list[list[int]] = [[] for _ in batch]
+        ended = [False] * len(batch)
+        rows = list(range(len(batch)))  # which output each row of the cache belongs to
+        for step in range(max_new_tokens):
+            token = head_logits(model, hidden).argmax(-1)
+            stops = torch.isin(token, stop).tolist()
+            for row, value, stopped in zip(rows, token.tolist(), stops, strict=True):
+                ended[row] = ended[row] or stopped
+                if not ended[row]:
+                    outputs[row].append(value)
+            going = [i for i, row in enumerate(rows) if not ended[row]]
+            if not going or step == max_new_tokens - 1:
+                break
+            if len(going) <= _WORTH_DROPPING * len(rows):
+                kept = torch.tensor(going, device=token.device)
+                cache.keep(kept)
+                token, position, rows = token[kept], position[kept], [rows[i] for i in going]
+            hidden = read(model, token[:, None], position[:, None], cache)[:, -1]
+            position = position + 1
+        yield [(index, Generated(tuple(outputs[i]), not ended[i])) for i, index in enumerate(batch)]
+
+
+def length_batches(lengths: Sequence[int], *, batch_tokens: int, max_rows: int = 64) -> list[list[int]]:
+    """Groups rows of similar length, so that no padded batch holds more than `batch_tokens` tokens (but at least one row).
+
+    Longest first: a batch that does not fit in memory fails at once and not after an hour.
+
+    Args:
+        lengths: tokens per row.
+        batch_tokens: tokens per padded batch.
+        max_rows: rows per batch at most.
+
+    Returns:
+        Lists of indices into `lengths`; every index once.
+
+    Example:
+        >>> length_batches([3, 8, 2], batch_tokens=8)
+        [[1], [0, 2]]
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batches: list[list[int]] = []
+    for index in order:
+        last = batches[-1] if batches else []
+        if last and len(last) < max_rows and lengths[last[0]] * (len(last) + 1) <= batch_tokens:
+            last.append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def _read_prompts(
+    model: Any, prompts: Sequence[Sequence[int]], shared: tuple[int, SlotCache | None], extra: int
+) -> tuple[torch.Tensor, torch.Tensor, SlotCache]:
+    """Reads the prompts behind their shared prefix.
+
+    Returns:
+        Last hidden state of each prompt (rows, d_model), the length of each prompt (rows,), and the cache with `extra` slots more.
+    """
+    prefix, prefix_cache = shared
+    device = next(bare(model).parameters()).device
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    longest = int(lengths.max())
+    ids = torch.zeros((len(prompts), longest - prefix), dtype=torch.long)
+    for i, prompt in enumerate(prompts):
+        ids[i, : len(prompt) - prefix] = torch.tensor(list(prompt[prefix:]))
+    positions = torch.arange(prefix, longest, device=device).expand(len(prompts), -1)
+    slots = longest + extra
+    cache = prefix_cache.spread(len(prompts), slots) if prefix_cache else new_cache(model, len(prompts), slots)
+    states = read(model, ids.to(device), positions, cache)
+    last = states[torch.arange(len(prompts), device=device), lengths - prefix - 1]
+    return last, lengths, cache
+
+
+def _shared_prefix(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, SlotCache | None]:
+    """Runs the tokens that all prompts share once and returns their number and their keys and values."""
+    length = common_prefix(prompts) if len(prompts) > 1 else 0
+    if length < _MIN_PREFIX:
+        return 0, None
+    device = next(bare(model).parameters()).device
+    cache = new_cache(model, 1, length)
+    read(model, torch.tensor([list(prompts[0][:length])], device=device), torch.arange(length, device=device)[None], cache)
+    return length, cache
+
+
+def _tail_logprobs(model: Any, cache: SlotCache, lengths: torch.Tensor, choice: Sequence[int]) -> torch.Tensor:
+    """Log-probability of a continuation's second and later tokens after every row; the next choice overwrites its slots."""
+    rows, width = len(lengths), len(choice) - 1
+    ids = torch.tensor(list(choice[:-1]), device=lengths.device).expand(rows, width)
+    positions = lengths[:, None] + torch.arange(width, device=lengths.device)
+    states = read(model, ids, positions, cache)
+    targets = torch.tensor(list(choice[1:]), device=lengths.device).expand(rows, width)
+    return head_logits(model, states).log_softmax(-1).gather(2, targets.unsqueeze(2)).sum((1, 2)).double().cpu()

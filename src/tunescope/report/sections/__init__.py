@@ -1,0 +1,24 @@
+"""The sections of a report, one module each, all with the same outline.
+
+Every module offers ``section(run, words) -> Section``: it takes a run as it was read and the words of a language, and
+gives back what its template shows. A part that the run does not hold becomes a sentence that says so.
+"""
+
+from tunescope.report.sections import (
+    arms,
+    curves,
+    data,
+    forecast,
+    gaps,
+    layers,
+    money,
+    overview,
+    reproduce,
+    risk,
+    samples,
+    tasks,
+)
+
+IN_ORDER = (overview, arms, tasks, money, forecast, risk, layers, curves, data, samples, gaps, reproduce)
+
+__all__ = ["IN_ORDER"]

@@ -1,0 +1,1 @@
+"""Run folders, the records that cross packages, and the ledger."""

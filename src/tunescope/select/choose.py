@@ -1,0 +1,120 @@
+"""Choose transformer blocks: by score, at random with the same budget, or by name and pattern."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from tunescope.errors import ModelError, UserError, did_you_mean
+from tunescope.runs.records import LayerScores
+
+
+def budget_layers(n_layers: int, share: float) -> int:
+    """Returns how many of `n_layers` blocks a share allows: rounded, at least one.
+
+    Raises:
+        UserError: the share is not in (0, 1].
+
+    Example:
+        >>> budget_layers(30, 1 / 3)
+        10
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"budget {share}: a share of the blocks must be above 0 and at most 1")
+    return max(1, round(n_layers * share))
+
+
+def choose_top(scores: LayerScores, count: int) -> tuple[str, ...]:
+    """Returns the `count` blocks with the highest scores, in the order of the model; ties go to the upper block, which is cheaper.
+
+    Args:
+        scores: one number per block.
+        count: how many.
+
+    Raises:
+        UserError: a score is not finite, or more blocks are wanted than there are.
+
+    Example:
+        >>> s = LayerScores("gradient_norm", "1", ("block.0", "block.1", "block.2"), (3.0, 1.0, 3.0), n=8, higher_means="moves")
+        >>> choose_top(s, 1)
+        ('block.2',)
+    """
+    values = np.asarray(scores.values, dtype=float)
+    if not np.isfinite(values).all():
+        bad = [name for name, value in zip(scores.layers, values, strict=True) if not np.isfinite(value)]
+        raise UserError(f"scores {scores.name}: not finite at {', '.join(bad[:5])}; the model or the data produced NaN or infinity")
+    _check_count(count, len(values))
+    order = sorted(range(len(values)), key=lambda i: (-values[i], -i))
+    return tuple(scores.layers[i] for i in sorted(order[:count]))
+
+
+def choose_random(layers: Sequence[str], count: int, *, seed: int, avoid: Sequence[str] = ()) -> tuple[str, ...]:
+    """Returns `count` blocks drawn uniformly: the control that every other choice has to beat at the same budget.
+
+    Args:
+        layers: canonical block names in the order of the model.
+        count: how many.
+        seed: of the draw.
+        avoid: a set that must not come out exactly (the one to be compared with); drawn again until it differs.
+
+    Raises:
+        UserError: more blocks are wanted than there are.
+
+    Example:
+        >>> len(choose_random(["block.0", "block.1", "block.2"], 2, seed=0))
+        2
+    """
+    _check_count(count, len(layers))
+    rng = np.random.default_rng([seed, 0x5E1EC7])
+    while True:
+        chosen = tuple(layers[i] for i in sorted(rng.choice(len(layers), size=count, replace=False).tolist()))
+        if set(chosen) != set(avoid) or count == len(layers):
+            return chosen
+
+
+def match_layers(patterns: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:
+    """Returns the blocks that names or patterns mean, in the order of the model.
+
+    Args:
+        patterns: ``block.20``, a wildcard (``block.2?``, ``block.*``), a range (``block.20-29``), or a bare number or range.
+        layers: canonical block names in the order of the model.
+
+    Raises:
+        ModelError: a pattern matches nothing; the message names the nearest real names.
+
+    Example:
+        >>> match_layers(["block.1-2"], ["block.0", "block.1", "block.2"])
+        ('block.1', 'block.2')
+    """
+    problems: list[str] = []
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = _matching(pattern.strip(), layers)
+        if not found:
+            problems.append(
+                f"layer pattern {pattern!r} matches nothing{did_you_mean(pattern, list(layers))}; "
+                f"this model has {layers[0]} to {layers[-1]}"
+            )
+        chosen.update(found)
+    if problems:
+        raise ModelError(problems)
+    return tuple(name for name in layers if name in chosen)
+
+
+def _matching(pattern: str, layers: Sequence[str]) -> list[str]:
+    span = re.fullmatch(r"(?:block\.)?(\d+)\s*-\s*(?:block\.)?(\d+)", pattern)
+    if span:
+        first, last = int(span[1]), int(span[2])
+        if last >= len(layers) or first > last:
+            return []
+        return list(layers[first : last + 1])
+    name = f"block.{pattern}" if pattern.isdigit() else pattern
+    return [layer for layer in layers if fnmatch.fnmatchcase(layer, name)]
+
+
+def _check_count(count: int, available: int) -> None:
+    if not 1 <= count <= available:
+        raise UserError(f"got {count} blocks to choose, the model has {available}; allowed: 1 to {available}")

@@ -1,0 +1,82 @@
+"""The end that studies share: results with intervals, samples, risk, costs and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunescope import evaluate, verdict
+from tunescope.evaluate import Scored
+from tunescope.runs.records import Forecast, Sample, Verdict
+from tunescope.studies.arms import Bench, read_scored, test_groups
+from tunescope.studies.setup import record
+
+
+def write_results(bench: Bench, arms: Sequence[str]) -> list[Scored]:
+    """Writes ``results.json``, ``samples.jsonl`` and ``risk.json`` from the arms' answers."""
+    settings = bench.config.evaluation
+    scored = read_scored(bench, arms)
+    results = evaluate.summarise(
+        scored, seed=bench.config.seed, n_bootstrap=settings.n_bootstrap, confidence=settings.confidence
+    )
+    bench.run.write_json("results.json", {"results": [r.to_dict() for r in results]})
+    bench.run.write_json("risk.json", {"risks": [r.to_dict() for r in evaluate.risks(scored, seed=bench.config.seed)]})
+    samples = [
+        Sample(
+            id=example.id,
+            task=item.task,
+            role=item.role,
+            dataset=item.dataset,
+            prompt=example.prompt_text,
+            references=example.targets,
+            answers={arm: item.answers[arm][i].to_dict() for arm in arms},
+        )
+        for group, item in zip(test_groups(bench.inputs), scored, strict=True)
+        for i, example in enumerate(group.examples)
+    ]
+    bench.run.write_jsonl("samples.jsonl", [s.to_dict() for s in samples])
+    return scored
+
+
+def write_verdict(bench: Bench, scored: Sequence[Scored], costs: Sequence[Forecast]) -> Verdict:
+    """Decides, writes ``verdict.json`` and notes the decision in the ledger."""
+    config = bench.config
+    arms = [cost.arm for cost in costs]
+    decision = verdict.decide(
+        {arm: _by_task(scored, arm, "in_domain") for arm in arms},
+        ood_scores={arm: _by_task(scored, arm, "out_of_domain") for arm in arms},
+        guard_losses={arm: item.scores(arm) for item in scored if item.role == "guard" for arm in arms},
+        costs={cost.arm: cost for cost in costs},
+        assumptions=verdict.Assumptions(**config.business.model_dump()),
+        gates=verdict.Gates(**config.gate.model_dump()),
+        confidence=config.evaluation.confidence,
+        n_bootstrap=config.evaluation.n_bootstrap,
+        seed=config.seed,
+    )
+    decision = verdict.add_risk_steps(decision, evaluate.risks(scored, seed=config.seed))
+    bench.run.write_json("verdict.json", decision.to_dict())
+    record(bench.run, "verdict", {"decision": decision.decision, "arm": decision.arm, "confidence": decision.confidence})
+    return decision
+
+
+def write_costs(bench: Bench, forecasts: Sequence[Forecast], costs: Sequence[Forecast], total_seconds: float) -> None:
+    """Writes ``costs.json``: forecast and fact."""
+    bench.run.write_json(
+        "costs.json",
+        {
+            "forecast": [f.to_dict() for f in forecasts],
+            "actual": [c.to_dict() for c in costs],
+            "total_seconds": total_seconds,
+            "peak_memory_bytes": max(cost.peak_memory_bytes for cost in costs),
+            "base_model_bytes": bench.run.read_json("environment.json")["model"]["weight_bytes"],
+        },
+    )
+
+
+def _by_task(scored: Sequence[Scored], arm: str, role: str) -> dict[str, NDArray[np.float64]]:
+    tasks = dict.fromkeys(item.task for item in scored if item.role == role)
+    return {
+        task: np.concatenate([item.scores(arm) for item in scored if item.role == role and item.task == task]) for task in tasks
+    }

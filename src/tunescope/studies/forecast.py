@@ -1,0 +1,129 @@
+"""What every arm will cost, from a few real steps on this machine, before anything long is started."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from tunescope import engine, models
+from tunescope.data import Encoded
+from tunescope.runs.records import Forecast, Selection
+from tunescope.studies.arms import Bench, answering, test_groups
+from tunescope.studies.inputs import GUARD, encode_all
+from tunescope.studies.machine import release_memory
+from tunescope.studies.progress import Progress
+
+_DECODED = 6
+
+
+def forecast_arms(bench: Bench, arms: Sequence[str], selections: Mapping[str, Selection], progress: Progress) -> list[Forecast]:
+    """Takes two steps with each tuned arm and a few answers with the base, and extrapolates by tokens.
+
+    Args:
+        bench: what all arms share.
+        arms: all arms of the study.
+        selections: arm -> what it moves.
+        progress: told about every arm.
+
+    Returns:
+        One forecast per arm. Evaluation is forecast from the base model: adapters make it a little slower.
+    """
+    progress.stage("forecast the cost", len(arms) + 1)
+    train = encode_all(bench.chat, bench.inputs.train) if selections else []
+    rates = _answer_rates(bench)
+    progress.advance()
+    forecasts = []
+    for arm in arms:
+        measured = _evaluation_seconds(bench, arm, rates)
+        if arm in selections:
+            forecasts.append(_tuning_forecast(bench, arm, selections[arm], train, measured, rates["read"]))
+        else:
+            forecasts.append(Forecast(arm=arm, evaluation_seconds=measured, peak_memory_bytes=int(rates["memory"])))
+        progress.advance()
+        release_memory()
+    return forecasts
+
+
+def _tuning_forecast(
+    bench: Bench, arm: str, selection: Selection, train: Sequence[Encoded], evaluation_seconds: float, seconds_per_token: float
+) -> Forecast:
+    tuning = bench.config.tuning
+    typical = sorted(train, key=len)[len(train) // 2 :][: min(tuning.batch_size, 4)]
+    loaded = bench.load()
+    with engine.Meter(bench.device) as meter:
+        moving = engine.prepare(
+            loaded.model, loaded.family, selection, lora_rank=tuning.lora_rank, lora_alpha=tuning.lora_alpha, seed=bench.config.seed
+        )
+        # Two steps over the same rows: the first one warms up, the second one counts.
+        recipe = engine.Recipe(1e-5, num_epochs=2, batch_size=len(typical), seed=bench.config.seed)
+        records = list(engine.Tuner(moving, typical, recipe, arm=arm).steps())
+    per_token = records[-1].seconds / records[-1].tokens
+    epoch_tokens = sum(len(e) for e in train)
+    steps_per_epoch = -(-len(train) // tuning.batch_size)
+    tokens = epoch_tokens * tuning.num_epochs
+    checks = tuning.num_epochs * tuning.checks_per_epoch
+    if tuning.learning_rate == "auto":
+        candidates = len(engine.CANDIDATES[selection.method])
+        tokens += candidates * round(epoch_tokens * engine.race_steps(steps_per_epoch * tuning.num_epochs) / steps_per_epoch)
+        checks += candidates
+    held_out = sum(len(e) for e in encode_all(bench.chat, bench.inputs.validation))
+    element = 4 if selection.method == "lora" else torch.finfo(getattr(torch, bench.config.dtype)).bits // 8
+    return Forecast(
+        arm=arm,
+        tuning_seconds=tokens * per_token + checks * held_out * seconds_per_token,
+        evaluation_seconds=evaluation_seconds,
+        peak_memory_bytes=meter.peak_memory_bytes,
+        adapter_bytes=moving.selection.trainable_parameters * element,
+        trainable_parameters=moving.selection.trainable_parameters,
+        steps=steps_per_epoch * tuning.num_epochs,
+        tokens=tokens,
+    )
+
+
+def _answer_rates(bench: Bench) -> dict[str, float]:
+    """Seconds per token read and per decoding step of a full batch, measured on test examples; peak memory in bytes."""
+    groups = [g for g in test_groups(bench.inputs) if g.role != "guard"]
+    if not groups:
+        return {"read": 0.0, "decode": 0.0, "memory": 0.0}
+    loaded = bench.load()
+    rows = encode_all(bench.chat, groups[0].examples[:8])
+    with engine.Meter(bench.device) as meter:
+        models.mean_losses(loaded.model, rows[:2])
+        started = time.perf_counter()
+        models.mean_losses(loaded.model, rows, batch_tokens=bench.config.evaluation.batch_tokens)
+        read = (time.perf_counter() - started) / sum(len(r) for r in rows)
+        started = time.perf_counter()
+        prompts = [list(r.prompt_ids) for r in rows]
+        for _ in models.greedy(loaded.model, prompts, stop_ids=(), max_new_tokens=_DECODED):
+            pass
+        decode = max(0.0, (time.perf_counter() - started - read * sum(map(len, prompts))) / _DECODED)
+    return {"read": read, "decode": decode, "memory": float(meter.peak_memory_bytes)}
+
+
+def _evaluation_seconds(bench: Bench, arm: str, rates: Mapping[str, float]) -> float:
+    """Tokens that are read (a task's common start once) and decoding steps, at the measured rates."""
+    settings = bench.config.evaluation
+    seconds = 0.0
+    groups = test_groups(bench.inputs)
+    for task in bench.inputs.tasks:
+        examples = [e for g in groups if g.task == task.name for e in g.examples]
+        if not examples:
+            continue
+        how = answering(bench, task.name, arm)
+        prompts = [bench.chat.encode(e, demonstrations=how.demonstrations).prompt_ids for e in examples]
+        shared = models.common_prefix(prompts)
+        own = sum(len(p) - shared for p in prompts) + shared
+        if task.labels is not None:
+            own += len(examples) * sum(len(bench.chat.target_ids(label)) - 1 for label in task.labels)
+            seconds += own * rates["read"]
+            continue
+        batches = models.length_batches(
+            [len(p) - shared + settings.max_new_tokens for p in prompts], batch_tokens=settings.batch_tokens, max_rows=32
+        )
+        seconds += own * rates["read"] + len(batches) * settings.max_new_tokens * rates["decode"]
+    guard = next((g for g in groups if g.task == GUARD), None)
+    if guard:
+        seconds += sum(len(e) for e in encode_all(bench.chat, guard.examples)) * rates["read"]
+    return seconds

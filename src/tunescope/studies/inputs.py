@@ -1,0 +1,215 @@
+"""From settings to tasks: read the files, check them, hold a validation slice out, keep what fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tunescope.config import Config, TaskSettings
+from tunescope.data import (
+    ChatFormat,
+    DataReport,
+    Encoded,
+    Example,
+    FileRead,
+    LengthRow,
+    Task,
+    TaskFile,
+    build_report,
+    finding_line,
+    length_findings,
+    read_file,
+    token_pieces,
+)
+from tunescope.errors import ConfigError, DataError
+from tunescope.runs.records import Finding
+
+GUARD = "guard"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that was read.
+
+    Attributes:
+        tasks: the tasks with their examples.
+        guard: general examples.
+        report: what was found in the files.
+        files: path as shown -> sha256.
+    """
+
+    tasks: tuple[Task, ...]
+    guard: tuple[Example, ...]
+    report: DataReport
+    files: dict[str, str]
+
+    @property
+    def train(self) -> list[Example]:
+        """Training examples of all tasks."""
+        return [e for task in self.tasks for e in task.train]
+
+    @property
+    def validation(self) -> list[Example]:
+        """Held-out examples of all tasks."""
+        return [e for task in self.tasks for e in task.validation]
+
+
+def read_inputs(config: Config, *, personal: bool = True, done: Callable[[str], None] = lambda path: None) -> Inputs:
+    """Reads and checks all data files; needs no model.
+
+    Args:
+        config: the settings.
+        personal: whether to look for personal data.
+        done: called with each file read.
+
+    Returns:
+        The tasks. Problems are in `Inputs.report`; the caller decides whether to stop (`refuse`).
+
+    Raises:
+        ConfigError: a task has neither training nor test data.
+    """
+    files: list[TaskFile] = []
+    for settings in config.tasks:
+        if settings.train is None and settings.test is None:
+            raise ConfigError(f"task {settings.name!r} has neither `train` nor `test`; give it at least one file")
+        if settings.train:
+            files.append(TaskFile(_read(settings, settings.train), "train"))
+        if settings.test:
+            files.append(TaskFile(_read(settings, settings.test), "test"))
+        files += [TaskFile(_read(settings, path), "out_of_domain") for path in settings.out_of_domain]
+        done(settings.name)
+    files += [TaskFile(read_file(path, task=GUARD, shown_as=_shown(path)), "guard") for path in config.guard]
+    report = build_report(
+        files,
+        labels={task.name: task.labels for task in config.tasks},
+        near_threshold=config.data.near_duplicate_threshold,
+        drop_duplicates=config.data.drop_duplicates,
+        personal=personal,
+    )
+    tasks = tuple(_task(config, settings, files, report) for settings in config.tasks)
+    guard = [e for file in files if file.role == "guard" for e in file.read.examples]
+    guard = _some(guard, config.data.max_test_examples, config.seed, GUARD)
+    return Inputs(tasks, tuple(guard), _with_used(report, tasks, guard), {f.read.path: f.read.sha256 for f in files})
+
+
+def encode_inputs(config: Config, inputs: Inputs, chat: ChatFormat) -> Inputs:
+    """Adds what needs the tokenizer: lengths, control tokens in texts, and one rendered row with its loss mask."""
+    report = inputs.report
+    findings: list[Finding] = []
+    groups = [(task.name, [*task.train, *task.validation, *task.test, *sum(task.out_of_domain.values(), ())]) for task in inputs.tasks]
+    groups.append((GUARD, list(inputs.guard)))
+    shown = None
+    for name, examples in groups:
+        rows = []
+        for example in examples:
+            try:
+                encoded = chat.encode(example)
+            except DataError as error:
+                text = str(error).partition(": ")[2]
+                findings.append(Finding("control_token", "error", example.file, example.line, text, name))
+                continue
+            rows.append(LengthRow(example.file, example.line or 0, len(encoded.prompt_ids), len(encoded.target_ids)))
+            shown = shown or encoded
+        report = report.with_lengths(length_findings(rows, max_length=config.data.max_length, task=name), task=name)
+    if shown is not None:
+        report = report.with_example(shown.example.file, shown.example.id, token_pieces(chat, shown))
+    report = dataclasses.replace(report, findings=(*report.findings, *findings))
+    return dataclasses.replace(inputs, report=report)
+
+
+def refuse(report: DataReport) -> None:
+    """Stops where the data has errors.
+
+    Raises:
+        DataError: one line per error.
+    """
+    if report.errors:
+        raise DataError(finding_line(finding) for finding in report.errors)
+
+
+def encode_all(chat: ChatFormat, examples: Sequence[Example]) -> list[Encoded]:
+    """Encodes examples for training or for a loss."""
+    return [chat.encode(example) for example in examples]
+
+
+def demonstrations(task: Task, count: int) -> tuple[Example, ...]:
+    """Returns the first `count` training examples, going round the labels so that each is shown before one is shown twice."""
+    if task.labels is None:
+        return task.train[:count]
+    by_label = {label: [e for e in task.train if e.targets[0] == label] for label in task.labels}
+    longest = max((len(found) for found in by_label.values()), default=0)
+    rounds = [found[i] for i in range(longest) for found in by_label.values() if i < len(found)]
+    return tuple(rounds[:count])
+
+
+def _task(config: Config, settings: TaskSettings, files: Sequence[TaskFile], report: DataReport) -> Task:
+    mine = [file for file in files if file.read.task == settings.name]
+    drop = {key: ids for key, ids in report.drop.items() if key[0] == settings.name}
+    train = [
+        e
+        for file in mine
+        if file.role == "train"
+        for e in file.read.examples
+        if e.id not in drop.get((settings.name, file.read.path), frozenset())
+    ]
+    train = _some(train, config.data.max_train_examples, config.seed, settings.name)
+    n_validation = round(len(train) * config.data.validation_fraction)
+    test = [e for file in mine if file.role == "test" for e in file.read.examples]
+    limit = config.data.max_test_examples
+    return Task(
+        name=settings.name,
+        family=settings.family,
+        metric=settings.metric.value,
+        labels=settings.labels,
+        train=tuple(train[n_validation:]),
+        validation=tuple(train[:n_validation]),
+        test=tuple(_some(test, limit, config.seed, f"{settings.name}/test")),
+        out_of_domain={
+            Path(file.read.path).stem: tuple(_some(file.read.examples, limit, config.seed, file.read.path))
+            for file in mine
+            if file.role == "out_of_domain"
+        },
+    )
+
+
+def _some(examples: Sequence[Example], limit: int | None, seed: int, name: str) -> list[Example]:
+    """A random order that depends on the seed and the name alone, cut to the limit: files are often sorted by label."""
+    name_seed = int.from_bytes(hashlib.sha256(Path(name).name.encode()).digest()[:4])
+    order = np.random.default_rng([seed, name_seed]).permutation(len(examples))
+    return [examples[i] for i in order[:limit]]
+
+
+def _with_used(report: DataReport, tasks: Sequence[Task], guard: Sequence[Example]) -> DataReport:
+    """Fills in how many rows of each file are really used."""
+    used: dict[tuple[str, str], int] = {}
+    for task in tasks:
+        for example in [*task.train, *task.validation, *task.test, *sum(task.out_of_domain.values(), ())]:
+            used[task.name, example.file] = used.get((task.name, example.file), 0) + 1
+    for example in guard:
+        used[GUARD, example.file] = used.get((GUARD, example.file), 0) + 1
+    return dataclasses.replace(
+        report, files=tuple(dataclasses.replace(f, used=used.get((f.task, f.path), 0)) for f in report.files)
+    )
+
+
+def _read(settings: TaskSettings, path: Path) -> FileRead:
+    return read_file(
+        path,
+        task=settings.name,
+        instruction=settings.instruction,
+        columns=dict(settings.columns) if settings.columns else None,
+        attributes=settings.attributes,
+        shown_as=_shown(path),
+    )
+
+
+def _shown(path: Path) -> str:
+    """A path as a person would write it: relative to the working directory where that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) and not relative.startswith("../../..") else str(path)

@@ -1,0 +1,97 @@
+"""The proof of concept: check the data, choose what to tune, tune the arms, measure them all the same way, decide."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from tunescope import config as settings
+from tunescope.config import Config
+from tunescope.errors import GateError
+from tunescope.runs.folder import RunFolder, write_text
+from tunescope.runs.records import Forecast, Selection
+from tunescope.studies.arms import Bench, choose, measure_arm, remove_scratch, tune_arm
+from tunescope.studies.conclude import write_costs, write_results, write_verdict
+from tunescope.studies.forecast import forecast_arms
+from tunescope.studies.machine import release_memory
+from tunescope.studies.plan import plan_text
+from tunescope.studies.progress import Progress, Silent
+from tunescope.studies.setup import choose_once, prepare, record
+
+
+def run(config: Config, *, command: str = "", resume: bool = False, study: str = "poc", progress: Progress | None = None) -> RunFolder:
+    """Runs the whole study in ``config.output_dir``; continues there with ``resume=True``.
+
+    Args:
+        config: the settings.
+        command: command line, for the record.
+        resume: continue an interrupted run.
+        study: name in ``status.json``.
+        progress: told what happens.
+
+    Returns:
+        The finished run folder; the report is built from it by `tunescope.report`.
+
+    Raises:
+        TunescopeError: see `tunescope.errors`; what was done up to then is kept.
+        GateError: ``gate.fail`` is set and the verdict is not to tune; the run is complete all the same.
+    """
+    progress = progress or Silent()
+    started = time.perf_counter()
+    folder = RunFolder.create(config.output_dir, settings.dump(config), study=study, command=command, resume=resume)
+    with folder.locked():
+        if folder.has("verdict.json") and folder.has("costs.json"):
+            folder.set_status("done", stage="done")
+            return folder
+        bench, loaded = prepare(config, folder, command, progress)
+        selections = choose_once(bench, loaded, progress)
+        del loaded
+        release_memory()
+
+        folder.set_status("running", stage="forecast")
+        forecasts = _forecast_once(bench, selections, progress)
+        record(folder, "plan", {"layers": {arm: list(s.layers) for arm, s in selections.items()}, "approval": "not required"})
+        progress.plan(
+            {f"{f.arm}: tune": f.tuning_seconds for f in forecasts if f.tuning_seconds}
+            | {f"{f.arm}: measure": f.evaluation_seconds for f in forecasts}
+        )
+
+        costs = []
+        for arm in [a.value for a in config.arms]:
+            folder.set_status("running", stage=f"arm {arm}")
+            cost = tune_arm(bench, arm, selections[arm], progress) if arm in selections else Forecast(arm=arm)
+            release_memory()
+            costs.append(measure_arm(bench, arm, cost, progress))
+            release_memory()
+
+        folder.set_status("running", stage="decide")
+        progress.stage("compare the arms")
+        decision = write_verdict(bench, write_results(bench, [cost.arm for cost in costs]), costs)
+        write_costs(bench, forecasts, costs, time.perf_counter() - started)
+        remove_scratch(folder)
+        folder.set_status("done", stage="done")
+    if config.gate.fail and decision.decision != "tune":
+        raise GateError(f"gate: the verdict is {decision.decision.replace('_', ' ')} and gate.fail is set; see {folder.path / 'report.html'}")
+    return folder
+
+
+def preview(config: Config, progress: Progress | None = None) -> tuple[list[Forecast], dict[str, Selection]]:
+    """What `run` would do and cost: reads the data, chooses the blocks, takes a few calibrated steps, and keeps nothing."""
+    progress = progress or Silent()
+    with tempfile.TemporaryDirectory(prefix="tunescope-dry-run-") as scratch:
+        folder = RunFolder.create(Path(scratch) / "run", settings.dump(config), study="dry-run", command="")
+        bench, loaded = prepare(config, folder, "", progress)
+        _, selections = choose(bench, loaded, progress)
+        return forecast_arms(bench, [a.value for a in config.arms], selections, progress), selections
+
+
+def _forecast_once(bench: Bench, selections: dict[str, Selection], progress: Progress) -> list[Forecast]:
+    """Forecasts and writes ``plan.yaml``; on resume reads the first forecast back, so that it is compared with the fact honestly."""
+    name = "arms/forecast.json"
+    if bench.run.has(name):
+        return [Forecast.from_dict(f) for f in bench.run.read_json(name)["forecast"]]
+    forecasts = forecast_arms(bench, [a.value for a in bench.config.arms], selections, progress)
+    write_text(bench.run.path / "plan.yaml", plan_text(bench.config, selections, forecasts))
+    bench.run.write_json(name, {"forecast": [f.to_dict() for f in forecasts]})
+    return forecasts
