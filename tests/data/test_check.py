@@ -4,15 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunescope.data.check import (
-    LengthRow,
-    check_duplicates,
-    check_labels,
-    check_leakage,
-    length_findings,
-    normalise,
-)
+from tunescope.data.check import check_duplicates, check_labels, check_leakage, normalise
 from tunescope.data.example import Example
+from tunescope.data.lengths import LengthRow, length_findings
 from tunescope.data.read import FileRead
 
 LONG = "The compressor in hall 3 makes a grinding noise since this morning and the pressure drops every few minutes."

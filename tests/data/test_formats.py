@@ -4,16 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunescope.data.formats import (
-    FINDINGS_PER_CODE,
-    MAX_DEPTH,
-    FindingList,
-    depth_of,
-    detect_format,
-    example_from_row,
-    shown,
-    super_ni_rows,
-)
+from tunescope.data.findings import FINDINGS_PER_CODE, FindingList, shown
+from tunescope.data.formats import detect_format, example_from_row
+from tunescope.data.rows import MAX_DEPTH, depth_of, super_ni_rows
 
 COLUMNS = {"input": "text", "output": "label", "id": "key"}
 

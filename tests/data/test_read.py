@@ -14,7 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tunescope.data.read import MAX_LINE_BYTES, SUFFIXES, read_file
+from tunescope.data.lines import MAX_LINE_BYTES
+from tunescope.data.read import SUFFIXES, read_file
 
 ROWS = [
     {"instruction": "Which desk?", "input": 'ドアが開かない, "again"', "output": "facility"},

@@ -9,7 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 NAME_PATTERN = r"^[\w][\w.\-]*$"
 
@@ -41,7 +42,14 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-PathList = Annotated[tuple[Path, ...], BeforeValidator(_as_list)]
+def _named_path(value: object) -> object:
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise ValueError(f"got {value!r}, which names no file")
+    return value
+
+
+FilePath = Annotated[Path, BeforeValidator(_named_path)]
+PathList = Annotated[tuple[FilePath, ...], BeforeValidator(_as_list, json_schema_input_type=tuple[Path, ...] | str)]
 
 
 class Settings(BaseModel):
@@ -49,45 +57,60 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError(f"got {str(value).lower()}; only a setting that is on or off takes true or false")
+        return value
+
 
 class TaskSettings(Settings):
     """One task: its files by role, and how an answer is scored."""
 
     name: str = Field(pattern=NAME_PATTERN, description="Short name; appears in tables and file names.")
     family: str = Field("general", description="Group of tasks that are alike, for example classification.")
-    train: Path | None = Field(None, description="Training examples.")
-    test: Path | None = Field(None, description="Test examples from the same source as the training examples.")
+    train: FilePath | None = Field(None, description="Training examples.")
+    test: FilePath | None = Field(None, description="Test examples from the same source as the training examples.")
     out_of_domain: PathList = Field(
         (), description="Test files from another source. Never used to choose anything, only to report."
     )
     labels: tuple[str, ...] | None = Field(
         None, description="The allowed answers. With labels, answers are scored, not generated."
     )
-    metric: Metric = Field(Metric.ACCURACY, description="How an answer is scored.")
+    metric: Metric = Field(Metric.ACCURACY, validate_default=True, description="How an answer is scored.")
     instruction: str | None = Field(
         None, description="Instruction for rows that have none of their own (CSV, prompt/completion)."
     )
     columns: dict[Literal["instruction", "input", "output", "id", "system"], str] | None = Field(
-        None, description="For CSV and Parquet: which column holds what."
+        None, description="For CSV and Parquet: which column holds instruction, input, output, id or system."
     )
     attributes: tuple[str, ...] = Field((), description="Extra columns to keep with each example (site, language ...).")
 
-    @model_validator(mode="after")
-    def _consistent(self) -> TaskSettings:
-        if self.labels is not None:
-            if len(self.labels) < 2:
-                raise ValueError(f"got {len(self.labels)} label(s), a task with labels needs at least 2")
-            if len(set(self.labels)) != len(self.labels):
+    @field_validator("labels")
+    @classmethod
+    def _labels_differ(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if labels is not None:
+            if len(labels) < 2:
+                raise ValueError(f"got {len(labels)} label(s), a task with labels needs at least 2")
+            if len(set(labels)) != len(labels):
                 raise ValueError("the labels are not distinct")
-            if any(not label.strip() for label in self.labels):
+            if any(not label.strip() for label in labels):
                 raise ValueError("a label is empty")
-        if self.metric in (Metric.ACCURACY, Metric.MACRO_F1) and self.labels is None:
+        return labels
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_fits_labels(cls, metric: Metric, info: ValidationInfo) -> Metric:
+        for_labels = metric in (Metric.ACCURACY, Metric.MACRO_F1)
+        labels = info.data.get("labels", ())  # missing if they are wrong themselves: then nothing can be said
+        if for_labels and labels is None:
             raise ValueError(
-                f"metric {self.metric.value} needs labels: list them, or use exact_match, token_f1, rouge_l, chrf or json_fields"
+                f"{metric.value} needs labels: list them, or use exact_match, token_f1, rouge_l, chrf or json_fields"
             )
-        if self.labels is not None and self.metric not in (Metric.ACCURACY, Metric.MACRO_F1):
-            raise ValueError(f"metric {self.metric.value} is for generated answers: with labels use accuracy or macro_f1")
-        return self
+        if labels and not for_labels:
+            raise ValueError(f"{metric.value} is for generated answers: with labels use accuracy or macro_f1")
+        return metric
 
 
 class DataSettings(Settings):
@@ -103,7 +126,10 @@ class DataSettings(Settings):
         True, description="Leave out training rows that repeat another one, or that stand in a test file (leakage)."
     )
     near_duplicate_threshold: float = Field(
-        0.85, gt=0.3, le=1, description="Jaccard similarity of character 5-grams from which two texts count as near duplicates."
+        0.85,
+        gt=0.3,
+        le=1,
+        description="Jaccard similarity of character 5-grams from which two texts count as near duplicates.",
     )
 
 
@@ -128,7 +154,9 @@ class TuningSettings(Settings):
     warmup_fraction: float = Field(0.05, ge=0, le=0.5, description="Share of the steps with rising learning rate.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay of what moves.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
-    patience: int = Field(2, ge=0, description="Stop after this many held-out checks without gain; 0 = never stop early.")
+    patience: int = Field(
+        2, ge=0, description="Stop after this many held-out checks without gain; 0 = never stop early."
+    )
     checks_per_epoch: int = Field(2, ge=1, le=100, description="Held-out checks, and checkpoints, per epoch.")
 
 
@@ -141,14 +169,18 @@ class SelectionSettings(Settings):
     )
     calibration_examples: int = Field(32, ge=1, le=4096, description="Training examples used to score the blocks.")
     blocks: tuple[str, ...] | None = Field(
-        None, description="Tune exactly these blocks instead, by name or pattern: block.20, block.2?, block.20-29."
+        None,
+        min_length=1,
+        description="Tune exactly these blocks instead, by name or pattern: block.20, block.2?, block.20-29.",
     )
 
 
 class EvaluationSettings(Settings):
     """How every arm is measured."""
 
-    batch_tokens: int = Field(2048, ge=1, description="Tokens per forward pass; changes speed and memory, never a score.")
+    batch_tokens: int = Field(
+        2048, ge=1, description="Tokens per forward pass; changes speed and memory, never a score."
+    )
     max_new_tokens: int = Field(64, ge=1, le=8192, description="Longest generated answer, in tokens.")
     demonstrations: int = Field(3, ge=1, le=64, description="Examples written into the prompt in the arm `prompt`.")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Level of all intervals.")
@@ -164,21 +196,29 @@ class BusinessSettings(Settings):
     requests_per_month: float = Field(2000, ge=0, description="How many answers are needed a month.")
     value_of_right_answer: float = Field(0.40, ge=0, description="What a right answer saves.")
     cost_of_wrong_answer: float = Field(0.80, ge=0, description="What a wrong answer costs.")
-    machine_cost_per_hour: float = Field(0.50, ge=0, description="Price of an hour of the machine that tunes and answers.")
+    machine_cost_per_hour: float = Field(
+        0.50, ge=0, description="Price of an hour of the machine that tunes and answers."
+    )
     person_cost_per_hour: float = Field(60, ge=0, description="Price of an hour of the people who prepare and check.")
     person_hours: float = Field(8, ge=0, description="Hours of people that a tuned model needs once (data, review).")
     horizon_months: float = Field(12, gt=0, le=120, description="Period over which the benefit is counted.")
-    electricity_per_kwh: float = Field(0.30, ge=0, description="Price of electricity; used only where energy is measured.")
+    electricity_per_kwh: float = Field(
+        0.30, ge=0, description="Price of electricity; used only where energy is measured."
+    )
 
 
 class GateSettings(Settings):
     """What must hold before the verdict may say `tune`."""
 
-    min_gain: float = Field(0.0, ge=0, le=1, description="Smallest in-domain gain, as a difference of scores, worth having.")
+    min_gain: float = Field(
+        0.0, ge=0, le=1, description="Smallest in-domain gain, as a difference of scores, worth having."
+    )
     max_guard_loss: float = Field(
         0.10, ge=0, description="Largest rise of the loss on the guard set that is acceptable, in nats per token."
     )
-    min_test_examples: int = Field(30, ge=5, description="With fewer test examples in all the verdict is `not enough evidence`.")
+    min_test_examples: int = Field(
+        30, ge=5, description="With fewer test examples in all the verdict is `not enough evidence`."
+    )
     fail: bool = Field(False, description="End with exit code 3 when the verdict is not `tune`.")
 
 
@@ -189,7 +229,7 @@ class Config(Settings):
         "smollm2-135m-instruct", min_length=1, description="An alias, a hub id, a local folder, or a .gguf file."
     )
     revision: str | None = Field(None, description="Revision of a hub id.")
-    output_dir: Path = Field(Path("runs/poc"), description="The run folder.")
+    output_dir: FilePath = Field(Path("runs/poc"), description="The run folder.")
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of everything random.")
     language: Literal["en", "ja"] = Field("en", description="Language of the report.")
     tasks: tuple[TaskSettings, ...] = Field(min_length=1, description="The tasks; see the table of a task.")
@@ -209,17 +249,38 @@ class Config(Settings):
     business: BusinessSettings = BusinessSettings()
     gate: GateSettings = GateSettings()
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Config:
-        problems = []
-        names = [task.name for task in self.tasks]
-        problems += [f"task name {name!r} is used twice" for name in sorted({n for n in names if names.count(n) > 1})]
-        if len(set(self.arms)) != len(self.arms):
-            problems.append("an arm is listed twice")
-        if Arm.RANDOM in self.arms and Arm.SELECTED not in self.arms:
-            problems.append("arm random is the control of arm selected: add selected, or drop random")
-        if self.revision is not None and (Path(self.model).suffix == ".gguf" or Path(self.model).is_dir()):
-            problems.append("revision is for hub ids; the model is a local file or folder")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+    @field_validator("tasks")
+    @classmethod
+    def _names_differ(cls, tasks: tuple[TaskSettings, ...]) -> tuple[TaskSettings, ...]:
+        names = [task.name for task in tasks]
+        twice: list[InitErrorDetails] = [
+            {
+                "type": PydanticCustomError("name_twice", "this task name is used twice"),
+                "loc": (i, "name"),
+                "input": name,
+            }
+            for i, name in enumerate(names)
+            if name in names[:i]
+        ]
+        if twice:
+            raise ValidationError.from_exception_data("tasks", twice)
+        return tasks
+
+    @field_validator("arms")
+    @classmethod
+    def _arms_fit(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
+        if len(set(arms)) != len(arms):
+            raise ValueError("an arm is listed twice")
+        if Arm.RANDOM in arms and Arm.SELECTED not in arms:
+            raise ValueError("random is the control of selected: add selected, or drop random")
+        return arms
+
+    @field_validator("revision")
+    @classmethod
+    def _revision_of_a_hub_id(cls, revision: str | None, info: ValidationInfo) -> str | None:
+        model = Path(info.data.get("model", ""))
+        if revision is not None and model.name and (model.suffix == ".gguf" or model.is_dir()):
+            raise ValueError(
+                f"got {revision!r}, but a revision is for hub ids, and the model is a local file or folder; leave it out"
+            )
+        return revision

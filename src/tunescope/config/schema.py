@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -30,10 +30,20 @@ def markdown() -> str:
     for name, field in Config.model_fields.items():
         inner = _model_of(field.annotation)
         if inner is not None:
-            groups.append((f"`{name}`" + (" (a list; each entry has)" if get_origin(field.annotation) is tuple else ""), inner))
+            groups.append(
+                (f"`{name}`" + (" (a list; each entry has)" if get_origin(field.annotation) is tuple else ""), inner)
+            )
     for title, model in groups:
         doc = (model.__doc__ or "").strip().splitlines()[0]
-        lines += ["", f"## {title}", "", doc, "", "| setting | default | allowed | what it does |", "| --- | --- | --- | --- |"]
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            doc,
+            "",
+            "| setting | default | allowed | what it does |",
+            "| --- | --- | --- | --- |",
+        ]
         for name, field in model.model_fields.items():
             inner = _model_of(field.annotation)
             if inner is not None and get_origin(field.annotation) is not tuple:
@@ -66,19 +76,23 @@ def _default(field: FieldInfo) -> str:
 
 
 def _allowed(field: FieldInfo) -> str:
-    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    bounds = [
-        f"{signs[key]} {getattr(item, key):g}"
-        for item in field.metadata
-        for key in signs
-        if getattr(item, key, None) is not None
-    ]
+    parts = (field.annotation, *get_args(field.annotation))
     choices: list[str] = []
-    for part in (field.annotation, *get_args(field.annotation)):
+    limits = list(field.metadata)
+    for part in parts:
         if isinstance(part, type) and issubclass(part, Enum):
             choices += [str(member.value) for member in part]
-        choices += [str(value) for value in get_args(part) if isinstance(value, str)]
-        if isinstance(value := part, str):
-            choices.append(value)
-    parts = ([", ".join(f"`{choice}`" for choice in dict.fromkeys(choices))] if choices else []) + bounds
-    return "; or ".join(parts[:1] + [" ".join(bounds)]) if choices and bounds else ", ".join(parts)
+        elif get_origin(part) is Annotated:  # one branch of a union, with limits of its own
+            limits += [limit for inner in part.__metadata__ for limit in getattr(inner, "metadata", ())]
+        else:
+            choices += [str(value) for value in (part, *get_args(part)) if isinstance(value, str)]
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    bounds = [
+        f"{signs[k]} {getattr(limit, k):.10g}" for limit in limits for k in signs if getattr(limit, k, None) is not None
+    ]
+    words = [f"`{choice}`" for choice in dict.fromkeys(choices)]
+    return " or ".join(text for text in (", ".join(words), ", ".join(bounds)) if text)
+
+
+if __name__ == "__main__":  # writes docs/configuration.md: `make docs`
+    print(markdown(), end="")

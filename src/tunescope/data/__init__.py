@@ -4,18 +4,15 @@ from tunescope.data.batch import epoch_batches
 from tunescope.data.check import (
     DuplicateCheck,
     LabelCheck,
-    LengthCheck,
-    LengthRow,
-    LengthTable,
     check_duplicates,
     check_labels,
     check_leakage,
-    length_findings,
     normalise,
 )
-from tunescope.data.encode import ChatFormat, Encoded, check_lengths, token_pieces
+from tunescope.data.encode import ChatFormat, Encoded, token_pieces
 from tunescope.data.example import Example, Message, Task
 from tunescope.data.formats import Format, RowProblem, RowRead, detect_format, example_from_row
+from tunescope.data.lengths import LengthCheck, LengthRow, LengthTable, length_findings
 from tunescope.data.personal import PersonalMatch, check_personal, find_personal
 from tunescope.data.read import FileRead, read_file
 from tunescope.data.report import DataReport, FileRole, FileSummary, TaskFile, build_report, finding_line
@@ -44,7 +41,6 @@ __all__ = [
     "check_duplicates",
     "check_labels",
     "check_leakage",
-    "check_lengths",
     "check_personal",
     "detect_format",
     "epoch_batches",

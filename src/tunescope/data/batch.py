@@ -12,8 +12,8 @@ _POOL = 16  # batches that are sorted by length together: enough to save most pa
 def epoch_batches(lengths: Sequence[int], *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Groups examples of similar length into batches, in random order.
 
-    Every example appears exactly once. The result is a function of the arguments alone, so that a resumed run continues with
-    the same batches.
+    Every example appears exactly once. The result is a function of the arguments alone, so that a resumed run continues
+    with the same batches.
 
     Args:
         lengths: tokens per example.

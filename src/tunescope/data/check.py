@@ -1,36 +1,25 @@
-"""Checks over files that were read: labels, duplicates, leakage from training to test, lengths.
+"""Checks over files that were read: labels, duplicates, leakage from training to test.
 
-All are pure functions over `FileRead` (or plain numbers) that return findings; what should be left out is returned as
-sets of ids, never left out silently.
+All are pure functions over `FileRead` that return findings; what should be left out is returned as sets of ids, never
+left out silently.
 """
 
 from __future__ import annotations
 
-import itertools
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from tunescope.data.example import Example
-from tunescope.data.formats import FindingList, shown
+from tunescope.data.findings import FindingList, shown
+from tunescope.data.near import NearIndex, near_across
 from tunescope.data.read import FileRead
 from tunescope.errors import did_you_mean
 from tunescope.runs.records import Finding
 
-GRAM = 5
 IMBALANCE_RATIO = 10
 MIN_SHARED_CHARACTERS = 30
-PROMPT_SHARE = 0.75
-_PERMUTATIONS = 128
-_CANDIDATES = 20
-# Four standard errors of a similarity estimated from 128 permutations near 0.85.
-_MARGIN = 0.12
-_COMPARED_CHARACTERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -58,43 +47,6 @@ class DuplicateCheck:
 
     findings: tuple[Finding, ...]
     drop: frozenset[str]
-
-
-@dataclass(frozen=True)
-class LengthTable:
-    """Lengths in tokens: median, 95th percentile, longest."""
-
-    p50: int
-    p95: int
-    max: int
-
-    def to_dict(self) -> dict[str, int]:
-        """Returns the three numbers by name."""
-        return {"p50": self.p50, "p95": self.p95, "max": self.max}
-
-
-class LengthRow(NamedTuple):
-    """Lengths of one encoded example, in tokens."""
-
-    file: str
-    line: int | None
-    n_prompt_tokens: int
-    n_target_tokens: int
-
-
-@dataclass(frozen=True)
-class LengthCheck:
-    """Findings about lengths, and the length tables by file.
-
-    Attributes:
-        findings: codes ``target_truncated``, ``target_no_tokens``, ``prompt_long``.
-        prompt_tokens: file -> table.
-        target_tokens: file -> table.
-    """
-
-    findings: tuple[Finding, ...]
-    prompt_tokens: Mapping[str, LengthTable] = field(default_factory=dict)
-    target_tokens: Mapping[str, LengthTable] = field(default_factory=dict)
 
 
 def normalise(text: str) -> str:
@@ -250,7 +202,7 @@ def check_leakage(train: FileRead, tests: Sequence[FileRead], *, near_threshold:
         rows[normalise(_text(example))].append(example)
     drop: set[str] = set()
     equal = ((text, text, 1.0) for text in rows if text in held_out)
-    for text, other_text, similarity in (*equal, *_near_across(list(rows), list(held_out), near_threshold)):
+    for text, other_text, similarity in (*equal, *near_across(list(rows), list(held_out), near_threshold)):
         for example in rows[text]:
             match = next((o for o in held_out[other_text] if _same_case(example, o, text)), None)
             if match is None or example.id in drop:
@@ -260,59 +212,6 @@ def check_leakage(train: FileRead, tests: Sequence[FileRead], *, near_threshold:
             message = f"{how} in {match.file}:{match.line}; leave it out of training, or the test measures memory"
             found.add("leakage", "warning", example.line, message)
     return DuplicateCheck(found.findings(), frozenset(drop))
-
-
-def length_findings(rows: Iterable[LengthRow], *, max_length: int, task: str | None = None) -> LengthCheck:
-    """Checks the lengths of encoded examples.
-
-    Args:
-        rows: (file, line, prompt tokens, target tokens) before anything is cut.
-        max_length: longest prompt plus target, in tokens.
-        task: name of the task.
-
-    Returns:
-        Findings, and per file a table of prompt and of target lengths.
-
-    Example:
-        >>> check = length_findings([LengthRow("a.jsonl", 1, 20, 4)], max_length=22)
-        >>> check.findings[0].code, check.prompt_tokens["a.jsonl"].to_dict()
-        ('target_truncated', {'p50': 20, 'p95': 20, 'max': 20})
-    """
-    by_file: dict[str, list[LengthRow]] = defaultdict(list)
-    for row in rows:
-        by_file[row[0]].append(LengthRow(*row))
-    findings: list[Finding] = []
-    for file, group in by_file.items():
-        found = FindingList(file, task)
-        needed = max(row.n_prompt_tokens + row.n_target_tokens for row in group)
-        for row in group:
-            _check_length(found, row, max_length, needed)
-        findings += found.findings()
-    prompts = {file: _length_table([row.n_prompt_tokens for row in group]) for file, group in by_file.items()}
-    targets = {file: _length_table([row.n_target_tokens for row in group]) for file, group in by_file.items()}
-    return LengthCheck(tuple(findings), prompts, targets)
-
-
-def _check_length(found: FindingList, row: LengthRow, max_length: int, needed: int) -> None:
-    prompt, target = row.n_prompt_tokens, row.n_target_tokens
-    if target < 1:
-        found.add("target_no_tokens", "error", row.line, "the answer has no tokens: nothing to learn; write the answer")
-    elif prompt + target > max_length:
-        cut = "entirely" if prompt >= max_length else f"by {prompt + target - max_length} of {target} tokens"
-        message = (
-            f"prompt {prompt} + answer {target} tokens; allowed: {max_length} (data.max_length), so the answer would "
-            f"be cut {cut}; shorten the row, or set data.max_length to {needed} (the longest row of this file)"
-        )
-        found.add("target_truncated", "error", row.line, message)
-    elif prompt > PROMPT_SHARE * max_length:
-        message = f"the prompt has {prompt} of {max_length} tokens (data.max_length): little room is left for an answer"
-        found.add("prompt_long", "warning", row.line, message)
-
-
-def _length_table(lengths: Sequence[int]) -> LengthTable:
-    # 'higher' keeps the numbers lengths that occur, and p95 <= max whatever the number of rows.
-    p50, p95 = np.percentile(np.asarray(lengths), [50, 95], method="higher")
-    return LengthTable(int(p50), int(p95), max(lengths))
 
 
 def _text(example: Example) -> str:
@@ -341,7 +240,7 @@ def _near_repeats(group: Mapping[str, Sequence[Example]], threshold: float) -> I
         return
     texts = list(group)
     answers = {text: {answer for example in group[text] for answer in _answers(example)} for text in texts}
-    index = _NearIndex(texts, threshold)
+    index = NearIndex(texts, threshold)
     for number, text in enumerate(texts):
 
         def same_answer(other: int, own: set[str] = answers[text]) -> bool:
@@ -355,94 +254,3 @@ def _near_repeats(group: Mapping[str, Sequence[Example]], threshold: float) -> I
             first = next((o for o in group[texts[near[0]]] if _answers(o) & _answers(example)), None)
             if first is not None:
                 yield example, first, near[1]
-
-
-def _near_across(texts: Sequence[str], others: Sequence[str], threshold: float) -> Iterator[tuple[str, str, float]]:
-    """Yields (text, other, similarity) for every text that is near, but not equal to, one of the others."""
-    if threshold >= 1 or not texts or not others:
-        return
-    index = _NearIndex(others, threshold)
-    for number in range(len(others)):
-        index.insert(number)
-    for text, signature in zip(texts, _signatures(texts), strict=True):
-
-        def differs(other: int, own: str = text) -> bool:
-            return others[other] != own
-
-        near = index.nearest(signature, text, differs)
-        if near is not None:
-            yield text, others[near[0]], near[1]
-
-
-class _NearIndex:
-    """Finds the nearest of the inserted texts by MinHash, and verifies it by the true similarity.
-
-    Source: datasketch's `MinHashLSH`; ours verifies the 20 likeliest candidates and looks only at the first 10,000
-    characters of a text.
-    """
-
-    def __init__(self, texts: Sequence[str], threshold: float) -> None:
-        from datasketch import MinHashLSH
-
-        self._texts = texts
-        self._threshold = threshold
-        self.signatures = _signatures(texts)
-        self._values = np.array([signature.hashvalues for signature in self.signatures])
-        # A missed pair is lost, a false candidate costs only time: hence the weights.
-        self._lsh = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS, weights=(0.1, 0.9))
-
-    def insert(self, number: int) -> None:
-        """Makes a text findable."""
-        self._lsh.insert(number, self.signatures[number], check_duplication=False)
-
-    def nearest(self, signature: Any, text: str, accept: Callable[[int], bool]) -> tuple[int, float] | None:
-        """Returns (number, similarity) of the likeliest accepted text that reaches the threshold, or None."""
-        numbers = np.array(sorted(self._lsh.query(signature)), dtype=np.intp)
-        if not len(numbers):
-            return None
-        likeness = (self._values[numbers] == signature.hashvalues).mean(axis=1)
-        order = np.argsort(-likeness, kind="stable")
-        likely = numbers[order[likeness[order] >= self._threshold - _MARGIN]]
-        accepted = (number for number in likely.tolist() if accept(number))
-        for number in itertools.islice(accepted, _CANDIDATES):
-            similarity = _jaccard(text, self._texts[number])
-            if similarity >= self._threshold:
-                return number, similarity
-        return None
-
-
-def _signatures(texts: Sequence[str]) -> list[Any]:
-    """Returns a MinHash per text; equal texts have equal ones in every process."""
-    from datasketch import MinHash
-
-    empty = MinHash(num_perm=_PERMUTATIONS, seed=1, hashfunc=int)
-    signatures = []
-    for text in texts:
-        signature = empty.copy()
-        hashes = _gram_hashes(text[:_COMPARED_CHARACTERS])
-        signature.update_batch(hashes.tolist())
-        signatures.append(signature)
-    return signatures
-
-
-def _gram_hashes(text: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """Returns a 32-bit hash per distinct gram."""
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
-    n = max(1, len(codes) - GRAM + 1)
-    hashes = np.zeros(n, dtype=np.uint64)
-    for offset in range(min(GRAM, len(codes))):
-        hashes = (hashes ^ codes[offset : offset + n]) * np.uint64(0x9E3779B97F4A7C15)
-        hashes ^= hashes >> np.uint64(29)
-    return np.unique(hashes >> np.uint64(32))
-
-
-@lru_cache(maxsize=256)
-def _grams(text: str) -> frozenset[str]:
-    text = text[:_COMPARED_CHARACTERS]
-    return frozenset(text[i : i + GRAM] for i in range(max(1, len(text) - GRAM + 1)))
-
-
-def _jaccard(x: str, y: str) -> float:
-    a, b = _grams(x), _grams(y)
-    shared = len(a & b)
-    return shared / (len(a) + len(b) - shared)

@@ -52,15 +52,23 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.templated = bool(getattr(tokenizer, "chat_template", None))
         self._system_as_user = False
+        self._start: list[int] = []
         if not self.templated:
             if tokenizer.eos_token_id is None:
-                raise ModelError("the tokenizer has neither a chat template nor an end-of-text token, so an answer could not end")
+                raise ModelError(
+                    "the tokenizer has neither a chat template nor an end-of-text token, so an answer could not end"
+                )
             self._before, self._after = "", tokenizer.eos_token
+            # A template writes the begin-of-text token itself; without one it is the tokenizer that puts it there.
+            first = tokenizer("x")["input_ids"][:1]
+            self._start = first if first == [tokenizer.bos_token_id] else []
         else:
             self._before, self._after = self._probe()
         after_ids = self._ids(self._after)
         if len(after_ids) != 1:
-            raise ModelError(f"the chat template ends an answer with {self._after!r}, which is not a single token; it cannot be used")
+            raise ModelError(
+                f"the chat template ends an answer with {self._after!r}, which is not a single token; it cannot be used"
+            )
         self.end_id: int = after_ids[0]
         self.stop_ids: tuple[int, ...] = tuple(
             dict.fromkeys(i for i in (self.end_id, tokenizer.eos_token_id) if i is not None)
@@ -68,7 +76,7 @@ class ChatFormat:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Returns the token ids of a chat up to the point where the model answers."""
-        return self._ids(self._render(messages) + self._before)
+        return [*self._start, *self._ids(self._render(messages) + self._before)]
 
     def target_ids(self, target: str) -> list[int]:
         """Returns the token ids of an answer, its end-of-turn token included."""
@@ -80,7 +88,9 @@ class ChatFormat:
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
         """Returns the text of token ids; with ``special=False`` control tokens are left out."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+        text: str = self.tokenizer.decode(
+            list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
+        )
         return text
 
     def encode(self, example: Example, *, demonstrations: Sequence[Example] = ()) -> Encoded:
@@ -94,8 +104,8 @@ class ChatFormat:
             marker = self.control_token_in(text)
             if marker:
                 raise DataError(
-                    f"{example.file}:{example.line}: the text contains {marker!r}, a control token of this model; it would end the "
-                    "turn inside the data. Remove or rewrite it"
+                    f"{example.file}:{example.line}: the text contains {marker!r}, a control token of this model; it "
+                    "would end the turn inside the data. Remove or rewrite it"
                 )
         return Encoded(tuple(self.prompt_ids(messages)), tuple(self.target_ids(example.targets[0])), example)
 
@@ -116,14 +126,15 @@ class ChatFormat:
 
     def _render(self, messages: Sequence[Message], *, prompt: bool = True) -> str:
         if not self.templated:
-            texts = [message["content"] + ("\n\n" if message["role"] != "assistant" else "\n\n") for message in messages]
-            return "".join(texts)
+            return "".join(message["content"] + "\n\n" for message in messages)
         chat = list(messages)
         if self._system_as_user and chat and chat[0]["role"] == "system":
             joined = "\n\n".join(m["content"] for m in chat[:2])
             chat = [{"role": "user", "content": joined}, *chat[2:]]
         # enable_thinking is Qwen3's switch; templates that do not know it ignore it.
-        text: str = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt, enable_thinking=False)
+        text: str = self.tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=prompt, enable_thinking=False
+        )
         return text
 
     def _probe(self) -> tuple[str, str]:
@@ -133,9 +144,11 @@ class ChatFormat:
             prompt = self._render(question)
             whole = self._render([*question, {"role": "assistant", "content": _PROBE}], prompt=False)
         except Exception as error:  # jinja2 and the template itself raise their own kinds
-            raise ModelError(f"the model's chat template cannot be rendered ({str(error).splitlines()[0][:160]})") from None
+            raise ModelError(
+                f"the model's chat template cannot be rendered ({str(error).splitlines()[0][:160]})"
+            ) from None
         try:
-            self._render([{"role": "system", "content": "s"}, *question])
+            self._system_as_user = _PROBE not in self._render([{"role": "system", "content": _PROBE}, *question])
         except Exception:  # Gemma 1/2, early Mistral: "System role not supported"
             self._system_as_user = True
         start = whole.find(_PROBE)
@@ -151,16 +164,7 @@ class ChatFormat:
         return before, self.tokenizer.eos_token
 
 
-def check_lengths(encoded: Sequence[Encoded], max_length: int) -> list[str]:
-    """Returns one line for every example that does not fit; nothing is ever cut silently."""
-    return [
-        f"{e.example.file}:{e.example.line}: {len(e.prompt_ids)} prompt + {len(e.target_ids)} target tokens = {len(e):,}, more than "
-        f"data.max_length {max_length:,}; shorten the row or raise data.max_length"
-        for e in encoded
-        if len(e) > max_length
-    ]
-
-
 def token_pieces(chat: ChatFormat, encoded: Encoded) -> list[tuple[str, bool]]:
     """Returns (text of the token, has a loss) for every token: the rendered row with its loss mask."""
-    return [(chat.decode([i]), False) for i in encoded.prompt_ids] + [(chat.decode([i]), True) for i in encoded.target_ids]
+    parts = ((encoded.prompt_ids, False), (encoded.target_ids, True))
+    return [(chat.decode([i]), loss) for ids, loss in parts for i in ids]

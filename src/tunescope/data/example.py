@@ -12,7 +12,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Example:
-    """One instruction with its right answer(s).
+    r"""One instruction with its right answer(s).
 
     Attributes:
         id: unique within its file.
@@ -28,7 +28,7 @@ class Example:
 
     Example:
         >>> Example("1", "routing", "Which desk?", "The door is stuck.", ("facility",)).prompt_text
-        'Which desk?\\n\\nThe door is stuck.'
+        'Which desk?\n\nThe door is stuck.'
     """
 
     id: str
@@ -86,8 +86,10 @@ class Task:
 
     @property
     def version(self) -> str:
-        """Hash (16 hex digits) of what is scored: test examples, labels, metric. A score is only comparable within one."""
-        rows = [[e.instruction, e.input, list(e.targets), e.system, [list(turn) for turn in e.history]] for e in self.test]
+        """Hash (16 hex digits) of what is scored: test examples, labels, metric; compare scores only within one."""
+        rows = [
+            [e.instruction, e.input, list(e.targets), e.system, [list(turn) for turn in e.history]] for e in self.test
+        ]
         rows += [
             [name, e.instruction, e.input, list(e.targets), e.system, [list(turn) for turn in e.history]]
             for name, examples in sorted(self.out_of_domain.items())

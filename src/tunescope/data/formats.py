@@ -8,18 +8,17 @@ file is still read.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from tunescope.data.example import Example
+from tunescope.data.findings import shown
 from tunescope.errors import did_you_mean
-from tunescope.runs.records import Finding, Severity
+from tunescope.runs.records import Severity
 
 Format = Literal["alpaca", "messages", "prompt_completion", "sharegpt", "super_ni", "columns"]
 
-MAX_DEPTH = 64
-FINDINGS_PER_CODE = 20
 ALLOWED_SHAPES = (
     "allowed: instruction/input/output (alpaca), messages, prompt/completion, conversations (sharegpt), "
     "Definition/Instances (Super-NaturalInstructions, .json), or a column mapping under columns"
@@ -59,44 +58,6 @@ class RowRead:
     problems: tuple[RowProblem, ...] = ()
 
 
-class FindingList:
-    """Collects the findings of one file; beyond 20 of one code it only counts, so a bad file stays readable.
-
-    Example:
-        >>> found = FindingList("a.jsonl", "routing")
-        >>> for line in range(1, 26):
-        ...     found.add("json_invalid", "error", line, "not JSON")
-        >>> [finding.message for finding in found.findings()][-1]
-        'and 5 more'
-    """
-
-    def __init__(self, file: str, task: str | None) -> None:
-        self.file = file
-        self.task = task
-        self._kept: list[Finding] = []
-        self._counts: dict[tuple[str, Severity], int] = {}
-
-    def add(self, code: str, severity: Severity, line: int | None, message: str) -> None:
-        """Adds one finding."""
-        count = self._counts[(code, severity)] = self._counts.get((code, severity), 0) + 1
-        if count <= FINDINGS_PER_CODE:
-            self._kept.append(Finding(code, severity, self.file, line, message, self.task))
-
-    @property
-    def has_errors(self) -> bool:
-        """Whether an error was added."""
-        return any(severity == "error" for _, severity in self._counts)
-
-    def findings(self) -> tuple[Finding, ...]:
-        """Returns the findings in the order found, then one ``and N more`` per code."""
-        rest = [
-            Finding(code, severity, self.file, None, f"and {count - FINDINGS_PER_CODE} more", self.task)
-            for (code, severity), count in self._counts.items()
-            if count > FINDINGS_PER_CODE
-        ]
-        return (*self._kept, *rest)
-
-
 @dataclass(frozen=True)
 class _Parts:
     instruction: str
@@ -113,46 +74,6 @@ class _RowError(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.problem = RowProblem(code, "error", message)
-
-
-def shown(value: object, limit: int = 60) -> str:
-    r"""Returns a value as it may stand in a message: one line, short, without control characters or lone surrogates.
-
-    Example:
-        >>> shown("a\nb")
-        "'a\\nb'"
-        >>> shown([1, 2])
-        'a list'
-    """
-    if isinstance(value, str):
-        return repr(value if len(value) <= limit else value[:limit] + "…")
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return f"the number {value}" if len(str(value)) <= limit else "a long number"
-    if value is None:
-        return "null"
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "an object"
-    return f"a value of type {type(value).__name__}"
-
-
-def depth_of(value: object, limit: int = MAX_DEPTH) -> int:
-    """Returns how deeply lists and objects are nested; stops counting one above `limit`. Never recurses.
-
-    Example:
-        >>> depth_of({"a": [1]})
-        2
-    """
-    level: list[Any] = [value]
-    depth = 0
-    while depth <= limit:
-        level = [item for item in level if isinstance(item, list | dict)]
-        if not level:
-            return depth
-        depth += 1
-        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
-    return depth
 
 
 def detect_format(row: Mapping[str, object], columns: Mapping[str, str] | None = None) -> Format | None:
@@ -196,36 +117,6 @@ def unused_keys(
     known = set((columns or {}).values()) if row_format == "columns" else set(_KEYS[row_format])
     absent = [] if row_format == "columns" else sorted(known - row.keys())
     return {key: did_you_mean(key, absent, limit=1) for key in row if key not in known and key not in attributes}
-
-
-def super_ni_rows(document: Mapping[str, object]) -> Iterator[dict[str, object]]:
-    """Yields one alpaca row per instance of a Super-NaturalInstructions task.
-
-    Its positive and negative examples are not used.
-
-    Raises:
-        ValueError: ``Definition`` is not text or a list of texts, or ``Instances`` is not a list of objects.
-        The message is one line for the user.
-
-    Source: the task schema of https://github.com/allenai/natural-instructions (2022). Ours ignores all but these keys.
-
-    Example:
-        >>> list(super_ni_rows({"Definition": ["Do it."], "Instances": [{"input": "a", "output": ["b"]}]}))
-        [{'instruction': 'Do it.', 'input': 'a', 'output': ['b']}]
-    """
-    definition = document.get("Definition")
-    parts = definition if isinstance(definition, list) else [definition]
-    texts = [part for part in parts if isinstance(part, str)]
-    if not texts or len(texts) < len(parts):
-        raise ValueError(f"Definition is {shown(definition)}; allowed: text or a list of texts")
-    instances = document.get("Instances")
-    if not isinstance(instances, list):
-        raise ValueError(f"Instances is {shown(instances)}; allowed: a list of {{input, output}}")
-    for number, instance in enumerate(instances, 1):
-        if not isinstance(instance, dict):
-            raise ValueError(f"instance {number} is {shown(instance)}; allowed: an object with input and output")
-        kept = {key: instance[key] for key in ("id", "input", "output") if key in instance}
-        yield {"instruction": "\n".join(texts), **kept}
 
 
 def example_from_row(

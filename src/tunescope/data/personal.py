@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Literal
 
 from tunescope.data.example import Example
-from tunescope.data.formats import FindingList
+from tunescope.data.findings import FindingList
 from tunescope.data.read import FileRead
 from tunescope.runs.records import Finding
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from tunescope.data.check import LengthCheck, check_duplicates, check_labels, check_leakage
+from tunescope.data.check import check_duplicates, check_labels, check_leakage
+from tunescope.data.lengths import LengthCheck
 from tunescope.data.personal import check_personal
 from tunescope.data.read import FileRead
 from tunescope.runs.records import SCHEMA_VERSION, Finding

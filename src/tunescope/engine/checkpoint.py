@@ -55,7 +55,9 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"{path}: the checkpoint is damaged ({str(error).splitlines()[0][:120]}); remove it to start this arm again") from None
+        raise IntegrityError(
+            f"{path}: the checkpoint is damaged ({str(error).splitlines()[0][:120]}); remove it to start this arm again"
+        ) from None
     if header.get("format") != _FORMAT:
         raise IntegrityError(f"{path}: not a tunescope checkpoint of this version; remove it to start this arm again")
     if _digest(tensors, header["facts"]) != header.get("sha256"):
@@ -69,5 +71,5 @@ def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

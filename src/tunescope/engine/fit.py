@@ -70,7 +70,12 @@ class Fit:
     """
 
     def __init__(
-        self, tuner: Tuner, checks: Checks, *, folder: Path | None = None, should_stop: Callable[[], bool] = lambda: False
+        self,
+        tuner: Tuner,
+        checks: Checks,
+        *,
+        folder: Path | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.tuner = tuner
         self.checks = checks
@@ -174,7 +179,11 @@ def race_steps(total_steps: int) -> int:
 
 
 def race(
-    make_tuner: Callable[[float], Tuner], checks: Checks, candidates: Sequence[float], *, done: Callable[[StepRecord], None] = lambda r: None
+    make_tuner: Callable[[float], Tuner],
+    checks: Checks,
+    candidates: Sequence[float],
+    *,
+    done: Callable[[StepRecord], None] = lambda r: None,
 ) -> Race:
     """Tries learning rates for the first steps of the real run and returns the one with the lowest held-out loss.
 
@@ -210,4 +219,3 @@ def race(
     load_weights(first.moving, start)
     winner = min(losses, key=lambda rate: (losses[rate], rate))
     return Race(winner, losses, n_steps, time.perf_counter() - started, tokens)
-

@@ -158,9 +158,13 @@ class Watch:
         still = [name for name, p in self._moving.parameters.items() if torch.equal(p.detach(), self._start[name])]
         touched = [name for name, p, version in self._frozen if p._version != version or p.grad is not None]
         if still:
-            raise TunescopeError(f"{len(still)} planned weights did not move, the first is {still[0]}: the plan is not what is tuned")
+            raise TunescopeError(
+                f"{len(still)} planned weights did not move, the first is {still[0]}: the plan is not what is tuned"
+            )
         if touched:
-            raise TunescopeError(f"{len(touched)} frozen weights were touched, the first is {touched[0]}: the plan is not what is tuned")
+            raise TunescopeError(
+                f"{len(touched)} frozen weights were touched, the first is {touched[0]}: the plan is not what is tuned"
+            )
 
 
 @contextlib.contextmanager
@@ -178,7 +182,9 @@ def asserts_backward_stops(moving: Moving) -> Iterator[None]:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         if hidden.requires_grad:
-            raise TunescopeError(f"the input of block.{lowest} requires a gradient: the backward pass would run below the selection")
+            raise TunescopeError(
+                f"the input of block.{lowest} requires a gradient: the backward pass would run below the selection"
+            )
 
     handle = blocks(moving.model)[lowest].register_forward_pre_hook(hook, with_kwargs=True)
     try:

@@ -112,7 +112,9 @@ class Tuner:
         """
         while self.step < self.total_steps:
             epoch, place = divmod(self.step, self.steps_per_epoch)
-            batches = epoch_batches(self._lengths, batch_size=self.recipe.batch_size, seed=self.recipe.seed, epoch=epoch)
+            batches = epoch_batches(
+                self._lengths, batch_size=self.recipe.batch_size, seed=self.recipe.seed, epoch=epoch
+            )
             for batch in batches[place:]:
                 yield self._one_step([self._examples[i] for i in batch])
 
@@ -128,7 +130,7 @@ class Tuner:
         with self.moving.compute(), asserts_backward_stops(self.moving):
             losses, _ = token_losses(self.moving.model, *tensors)
             loss = losses.mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.max_grad_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise TunescopeError(
@@ -155,11 +157,16 @@ class Tuner:
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Returns everything needed to continue: tensors and plain facts."""
-        tensors = {f"weight.{name}": p for name, p in self.moving.parameters.items()}
+        tensors: dict[str, torch.Tensor] = {f"weight.{name}": p for name, p in self.moving.parameters.items()}
         for name, parameter in self.moving.parameters.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
-        return tensors, {"step": self.step, "arm": self.arm, "recipe": vars(self.recipe), "examples": len(self._examples)}
+        return tensors, {
+            "step": self.step,
+            "arm": self.arm,
+            "recipe": vars(self.recipe),
+            "examples": len(self._examples),
+        }
 
     def restore(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
         """Continues from `state`.

@@ -97,11 +97,15 @@ def _attach_adapter(loaded: Loaded, folder: Path) -> Any:
     own = {canonical_name(n, loaded.family).rsplit(".", 1)[0] for n, _ in loaded.model.named_parameters()}
     wanted = {canonical_name(n, loaded.family).split(".lora_")[0] for n in names}
     if strange := sorted(wanted - own):
-        raise ModelError(f"{folder}: the adapter is for another base model; it adapts {strange[0]}, which {loaded.info.name} lacks")
+        raise ModelError(
+            f"{folder}: the adapter is for another base model; it adapts {strange[0]}, which {loaded.info.name} lacks"
+        )
     try:
         model = PeftModel.from_pretrained(loaded.model, folder)
     except (RuntimeError, ValueError) as error:
-        raise ModelError(f"{folder}: the adapter does not fit {loaded.info.name} ({str(error).splitlines()[0][:160]})") from None
+        raise ModelError(
+            f"{folder}: the adapter does not fit {loaded.info.name} ({str(error).splitlines()[0][:160]})"
+        ) from None
     return model.requires_grad_(False).eval()
 
 

@@ -37,7 +37,12 @@ class Answering:
 
 
 def answer(
-    model: Any, chat: ChatFormat, examples: Sequence[Example], how: Answering, *, done: Callable[[int], None] = lambda n: None
+    model: Any,
+    chat: ChatFormat,
+    examples: Sequence[Example],
+    how: Answering,
+    *,
+    done: Callable[[int], None] = lambda n: None,
 ) -> list[Answer]:
     """Answers every example and scores the answers.
 

@@ -97,7 +97,9 @@ def risks(scored: Sequence[Scored], *, seed: int, target_error: float = 0.05) ->
     return found
 
 
-def _risk(arm: str, role: Role, labelled: Sequence[Answer], free: Sequence[Answer], seed: int, target_error: float) -> Risk:
+def _risk(
+    arm: str, role: Role, labelled: Sequence[Answer], free: Sequence[Answer], seed: int, target_error: float
+) -> Risk:
     collapse = unrelated = None
     if free:
         collapse = sum("label_of_other_task" in a.flags for a in free) / len(free)

@@ -14,7 +14,9 @@ from tunescope.evaluate.answers import Answering, answer
 from tunescope.models import bare, continuation_logprobs
 
 
-def latencies(model: Any, chat: ChatFormat, requests: Sequence[tuple[Example, Answering]]) -> tuple[float, float] | None:
+def latencies(
+    model: Any, chat: ChatFormat, requests: Sequence[tuple[Example, Answering]]
+) -> tuple[float, float] | None:
     """Times requests one at a time, as a server without batching would answer them.
 
     Args:

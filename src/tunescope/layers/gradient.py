@@ -69,7 +69,11 @@ def gradient_norms(
         for parameter, flag in before:
             parameter.requires_grad_(flag)
     mean = norms.mean(axis=0)
-    half = norm.ppf(0.5 + confidence / 2) * norms.std(axis=0, ddof=1) / np.sqrt(len(rows)) if len(rows) > 1 else np.zeros_like(mean)
+    half = (
+        norm.ppf(0.5 + confidence / 2) * norms.std(axis=0, ddof=1) / np.sqrt(len(rows))
+        if len(rows) > 1
+        else np.zeros_like(mean)
+    )
     return LayerScores(
         name="gradient_norm",
         unit="nats per target token per unit of weight",

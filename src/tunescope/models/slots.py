@@ -30,7 +30,9 @@ class SlotCache:
         self.values: list[torch.Tensor | None] = [None] * n_layers
         self.positions = torch.empty(0)
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Puts new keys and values, (rows, heads, pos, d_head), into their slots; returns all slots, the unused ones too.
 
         A cut to the used ones would not be contiguous, and multiplying with it copies everything; the mask hides them instead.
@@ -87,7 +89,11 @@ def read(model: Any, ids: torch.Tensor, positions: torch.Tensor, cache: SlotCach
         return read(model, ids.expand(1, 2), positions.expand(1, 2), cache)[:, :1]
     cache.positions = positions
     states: torch.Tensor = decoder(model)(
-        input_ids=ids, attention_mask=_masks(model, positions, cache.slots), position_ids=positions, past_key_values=cache, use_cache=True
+        input_ids=ids,
+        attention_mask=_masks(model, positions, cache.slots),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
     ).last_hidden_state
     return states
 

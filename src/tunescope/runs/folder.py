@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tunescope.errors import IntegrityError, RunError
+from tunescope.errors import IntegrityError, RunError, TunescopeError
 from tunescope.runs.records import SCHEMA_VERSION
 
 State = Literal["running", "done", "failed", "awaiting-approval"]
@@ -28,6 +28,11 @@ def write_text(path: Path, text: str) -> None:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file says nothing about what the folder holds: the lock, or what a kill left of `write_text`."""
+    return name == ".lock" or (name.startswith(".") and name.endswith(".part"))
 
 
 class RunFolder:
@@ -63,19 +68,29 @@ class RunFolder:
         Raises:
             RunError: the folder holds something else, a finished or foreign run, or settings differ from the first time.
         """
+        cls.check_free(path, config_text, study=study, resume=resume)
         run = cls(path)
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path}: is a file, a run folder is needed; choose another output_dir")
-        if path.is_dir() and any(p.name != ".lock" for p in path.iterdir()):
-            run._check_reusable(config_text, study, resume)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{path}: cannot be made ({error.strerror}); choose another output_dir") from None
+        # The status first: it makes the folder a run, which a kill between the two files must leave resumable.
+        run.set_status("running", study=study, stage="start", command=command)
         if not run.has("config.yaml"):
             write_text(path / "config.yaml", config_text)
-        run.set_status("running", study=study, stage="start", command=command)
         return run
+
+    @classmethod
+    def check_free(cls, path: Path, config_text: str, *, study: str, resume: bool = False) -> None:
+        """Refuses what `create` would refuse, and writes nothing: to be called before anything slow.
+
+        Raises:
+            RunError: see `create`.
+        """
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path}: is a file, a run folder is needed; choose another output_dir")
+        if path.is_dir() and any(not _is_ours(p.name) for p in path.iterdir()):
+            cls(path)._check_reusable(config_text, study, resume)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -83,6 +98,7 @@ class RunFolder:
 
         Raises:
             RunError: there is no run, or a newer tunescope wrote it.
+            IntegrityError: its status is damaged.
         """
         run = cls(path)
         if not path.is_dir():
@@ -106,7 +122,7 @@ class RunFolder:
         """Reads a JSON object.
 
         Raises:
-            RunError: the file is missing or of a newer schema.
+            RunError: the file is missing, cannot be read, or is of a newer schema.
             IntegrityError: the file is damaged.
         """
         path = self.path / name
@@ -114,52 +130,70 @@ class RunFolder:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(f"{path}: missing; the run did not get that far (continue it with --resume)") from None
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read ({error.strerror})") from None
         except (ValueError, RecursionError) as error:
             raise IntegrityError(f"{path}: damaged ({str(error)[:100]})") from None
         version = values.get("schema_version") if isinstance(values, dict) else None
         if not isinstance(version, int):
             raise IntegrityError(f"{path}: damaged (no schema_version)")
         if version > SCHEMA_VERSION:
-            raise RunError(f"{path}: schema version {version} was written by a newer tunescope; this one reads up to {SCHEMA_VERSION}")
+            raise RunError(
+                f"{path}: schema version {version} was written by a newer tunescope; this one reads up to {SCHEMA_VERSION}"
+            )
         return dict(values)
 
     def append_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends rows; each is on the disk before the call returns."""
-        with (self.path / name).open("a", encoding="utf-8", newline="\n") as file:
+        """Appends rows; each is on the disk before the call returns. What a kill left of a last line is cut off first."""
+        with (self.path / name).open("a+b") as file:
+            file.seek(max(0, file.tell() - 1))
+            if file.read(1) not in (b"", b"\n"):
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                file.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
 
     def write_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes all rows, whole or not at all."""
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / name, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+        write_text(
+            self.path / name, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        )
 
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
-        """Reads all rows; a torn last line, as a kill leaves it, is left out. A missing file has no rows.
+        """Reads all rows; a last line without its end, as a kill leaves it, is left out. A missing file has no rows.
 
         Raises:
-            IntegrityError: a line other than the last is damaged.
+            IntegrityError: any other line is damaged.
         """
         if not self.has(name):
             return []
-        lines = (self.path / name).read_text(encoding="utf-8", errors="replace").split("\n")
         rows = []
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate((self.path / name).read_bytes().split(b"\n")[:-1], 1):
             if not line.strip():
                 continue
             try:
-                rows.append(json.loads(line))
-            except ValueError:
-                if number == len(lines):
-                    break
-                raise IntegrityError(f"{self.path / name}:{number}: damaged") from None
+                row = json.loads(line.decode())
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise IntegrityError(f"{self.path / name}:{number}: damaged")
+            rows.append(row)
         return rows
 
-    def set_status(self, state: State, *, stage: str, study: str | None = None, error: str | None = None, command: str | None = None) -> None:
+    def set_status(
+        self,
+        state: State,
+        *,
+        stage: str,
+        study: str | None = None,
+        error: str | None = None,
+        command: str | None = None,
+    ) -> None:
         """Writes ``status.json``; what is not given stays."""
-        old = json.loads((self.path / "status.json").read_text()) if self.has("status.json") else {}
+        old = self.read_json("status.json") if self.has("status.json") else {}
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         values = {
             "state": state,
@@ -174,7 +208,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps two processes from writing the same run.
+        """Keeps two processes from writing the same run; an error inside is noted in ``status.json`` before it goes on.
 
         Raises:
             RunError: another process is at work in it.
@@ -182,14 +216,32 @@ class RunFolder:
         try:
             import fcntl
         except ImportError:  # Windows has no flock; there the user has to take care
-            yield
+            with self._failure_noted():
+                yield
             return
         with (self.path / ".lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise RunError(f"{self.path}: another process is at work in this run; wait for it or choose another output_dir") from None
+                raise RunError(
+                    f"{self.path}: another process is at work in this run; wait for it or choose another output_dir"
+                ) from None
+            with self._failure_noted():
+                yield
+
+    @contextlib.contextmanager
+    def _failure_noted(self) -> Iterator[None]:
+        try:
             yield
+        except BaseException as error:
+            line = (
+                "stopped by the user"
+                if isinstance(error, KeyboardInterrupt)
+                else (str(error).splitlines() or [type(error).__name__])[0]
+            )
+            with contextlib.suppress(OSError, TunescopeError):  # on a full disk the error itself is what counts
+                self.set_status("failed", stage=self.read_json("status.json").get("stage", ""), error=line[:500])
+            raise
 
     def _check_reusable(self, config_text: str, study: str, resume: bool) -> None:
         if not self.has("status.json"):
@@ -197,11 +249,15 @@ class RunFolder:
         status = self.read_json("status.json")
         if not resume:
             raise RunError(
-                f"{self.path}: a run is already there (state {status['state']}); choose another output_dir, remove it, or continue it with --resume"
+                f"{self.path}: a run is already there (state {status.get('state')}); choose another output_dir, remove it, or continue it with --resume"
             )
-        if status["study"] != study:
-            raise RunError(f"{self.path}: holds a run of `{status['study']}`, not of `{study}`; choose another output_dir")
-        before = (self.path / "config.yaml").read_text(encoding="utf-8") if self.has("config.yaml") else config_text
+        if status.get("study") != study:
+            raise RunError(
+                f"{self.path}: holds a run of `{status.get('study')}`, not of `{study}`; choose another output_dir"
+            )
+        before = config_text
+        if self.has("config.yaml"):
+            before = (self.path / "config.yaml").read_text(encoding="utf-8", errors="replace")
         if before != config_text:
             changes = [
                 line

@@ -45,7 +45,9 @@ def choose_top(scores: LayerScores, count: int) -> tuple[str, ...]:
     values = np.asarray(scores.values, dtype=float)
     if not np.isfinite(values).all():
         bad = [name for name, value in zip(scores.layers, values, strict=True) if not np.isfinite(value)]
-        raise UserError(f"scores {scores.name}: not finite at {', '.join(bad[:5])}; the model or the data produced NaN or infinity")
+        raise UserError(
+            f"scores {scores.name}: not finite at {', '.join(bad[:5])}; the model or the data produced NaN or infinity"
+        )
     _check_count(count, len(values))
     order = sorted(range(len(values)), key=lambda i: (-values[i], -i))
     return tuple(scores.layers[i] for i in sorted(order[:count]))

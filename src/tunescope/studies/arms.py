@@ -21,7 +21,7 @@ from tunescope.models import Loaded, Located
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Answer, Forecast, LayerScores, Role, Selection
 from tunescope.studies.inputs import GUARD, Inputs, demonstrations, encode_all
-from tunescope.studies.progress import Progress
+from tunescope.studies.progress import Progress, ticker
 
 TUNED = (Arm.SELECTED, Arm.RANDOM, Arm.LORA_ALL, Arm.FULL)
 
@@ -82,7 +82,11 @@ def test_groups(inputs: Inputs) -> list[Group]:
     for task in inputs.tasks:
         if task.test:
             groups.append(Group(task.name, "in_domain", Path(task.test[0].file).stem, task.test))
-        groups += [Group(task.name, "out_of_domain", name, examples) for name, examples in task.out_of_domain.items() if examples]
+        groups += [
+            Group(task.name, "out_of_domain", name, examples)
+            for name, examples in task.out_of_domain.items()
+            if examples
+        ]
     if inputs.guard:
         groups.append(Group(GUARD, "guard", Path(inputs.guard[0].file).stem, inputs.guard))
     return groups
@@ -109,7 +113,9 @@ def choose(bench: Bench, loaded: Loaded, progress: Progress) -> tuple[list[Layer
         else:
             calibration = _calibration(bench)
             progress.stage("score the blocks", len(calibration))
-            found = layers.gradient_norms(loaded.model, calibration, confidence=config.evaluation.confidence, done=progress.advance)
+            found = layers.gradient_norms(
+                loaded.model, calibration, confidence=config.evaluation.confidence, done=ticker(progress)
+            )
             scores.append(found)
             chosen = select.choose_top(found, count)
             why = f"the {count} of {len(names)} blocks with the largest mean gradient norm over {found.n} training examples"
@@ -128,7 +134,9 @@ def choose(bench: Bench, loaded: Loaded, progress: Progress) -> tuple[list[Layer
 def _calibration(bench: Bench) -> list[Encoded]:
     train = bench.inputs.train
     if not train:
-        raise ConfigError("arms are to be tuned but no task has `train` data; add it, or keep only the arms nothing and prompt")
+        raise ConfigError(
+            "arms are to be tuned but no task has `train` data; add it, or keep only the arms nothing and prompt"
+        )
     limit = bench.config.selection.calibration_examples
     order = np.random.default_rng([bench.config.seed, 0xCA11B]).permutation(len(train))[:limit]
     return encode_all(bench.chat, [train[i] for i in order])
@@ -150,10 +158,17 @@ def tune_arm(bench: Bench, arm: str, selection: Selection, progress: Progress) -
         checks = bench.checks(len(train))
         loaded = bench.load()
         moving = engine.prepare(
-            loaded.model, loaded.family, selection, lora_rank=tuning.lora_rank, lora_alpha=tuning.lora_alpha, seed=config.seed
+            loaded.model,
+            loaded.family,
+            selection,
+            lora_rank=tuning.lora_rank,
+            lora_alpha=tuning.lora_alpha,
+            seed=config.seed,
         )
         progress.note(f"{arm}: {engine.describe(moving).splitlines()[0]}")
-        bench.run.write_json(f"arms/{arm}/moves.json", {"selection": moving.selection.to_dict(), "text": engine.describe(moving)})
+        bench.run.write_json(
+            f"arms/{arm}/moves.json", {"selection": moving.selection.to_dict(), "text": engine.describe(moving)}
+        )
 
         def make_tuner(rate: float) -> engine.Tuner:
             recipe = engine.Recipe(
@@ -171,7 +186,11 @@ def tune_arm(bench: Bench, arm: str, selection: Selection, progress: Progress) -
         outcome = _fit(bench, arm, make_tuner(race["learning_rate"]), checks, progress)
         engine.to_inference(moving)
         size = engine.save(
-            moving, loaded.tokenizer, bench.run.path / "weights" / arm, card=_card(bench, arm, moving.selection, outcome), base=bench.located.name
+            moving,
+            loaded.tokenizer,
+            bench.run.path / "weights" / arm,
+            card=_card(bench, arm, moving.selection, outcome),
+            base=bench.located.name,
         )
     records = [r for r in bench.run.read_jsonl("steps.jsonl") if r["arm"] == arm]
     cost = Forecast(
@@ -195,7 +214,9 @@ def tune_arm(bench: Bench, arm: str, selection: Selection, progress: Progress) -
     return cost
 
 
-def _learning_rate(bench: Bench, arm: str, method: str, make_tuner: Any, checks: engine.Checks, progress: Progress) -> dict[str, Any]:
+def _learning_rate(
+    bench: Bench, arm: str, method: str, make_tuner: Any, checks: engine.Checks, progress: Progress
+) -> dict[str, Any]:
     """The configured rate, or the winner of a race; a finished race is read back."""
     configured = bench.config.tuning.learning_rate
     if configured != "auto":
@@ -212,12 +233,8 @@ def _learning_rate(bench: Bench, arm: str, method: str, make_tuner: Any, checks:
     total = make_tuner(candidates[0]).total_steps
     progress.stage(f"{arm}: choose the learning rate", len(candidates) * engine.race_steps(total))
 
-    def tick(_record: Any) -> None:
-        progress.advance()
-        if progress.stopping():
-            raise KeyboardInterrupt
-
-    won = engine.race(make_tuner, checks, candidates, done=tick)
+    tick = ticker(progress)
+    won = engine.race(make_tuner, checks, candidates, done=lambda _record: tick(1))
     found = {"learning_rate": won.learning_rate, "why": won.why, "seconds": won.seconds, "tokens": won.tokens}
     bench.run.write_json(name, found | {"losses": {f"{rate:g}": loss for rate, loss in won.losses.items()}})
     return found
@@ -243,8 +260,11 @@ def _fit(bench: Bench, arm: str, tuner: engine.Tuner, checks: engine.Checks, pro
     return fit.outcome
 
 
-def measure_arm(bench: Bench, arm: str, cost: Forecast, progress: Progress) -> Forecast:
-    """Answers all test examples with one arm, writes ``arms/<arm>/answers.jsonl``, and returns the cost with what that took."""
+def measure_arm(bench: Bench, arm: str, cost: Forecast, progress: Progress, *, weights: Path | None = None) -> Forecast:
+    """Answers all test examples with one arm, writes ``arms/<arm>/answers.jsonl``, and returns the cost with what that took.
+
+    The weights are those of the run's own arm, or of the folder `weights`.
+    """
     name = f"arms/{arm}/measured.json"
     if bench.run.has(name):
         return Forecast.from_dict(bench.run.read_json(name)["cost"])
@@ -252,8 +272,9 @@ def measure_arm(bench: Bench, arm: str, cost: Forecast, progress: Progress) -> F
     groups = test_groups(bench.inputs)
     progress.stage(f"{arm}: measure", sum(len(g.examples) for g in groups) + settings.latency_requests)
     loaded = bench.load()
-    weights = bench.run.path / "weights" / arm
-    model = _tuned_model(bench, loaded, weights) if arm in TUNED else loaded.model
+    if weights is None and arm in TUNED:
+        weights = bench.run.path / "weights" / arm
+    model = _tuned_model(bench, loaded, weights) if weights else loaded.model
     with engine.Meter(bench.device) as meter:
         rows: list[dict[str, Any]] = []
         for task in bench.inputs.tasks:
@@ -261,16 +282,21 @@ def measure_arm(bench: Bench, arm: str, cost: Forecast, progress: Progress) -> F
             mine = [g for g in groups if g.task == task.name]
             # One call for all files of a task: rows of similar length share a batch, and the prefix is computed once.
             examples = [e for group in mine for e in group.examples]
-            answers = iter(evaluate.answer(model, bench.chat, examples, how, done=progress.advance))
+            answers = iter(evaluate.answer(model, bench.chat, examples, how, done=ticker(progress)))
             rows += [
-                {"task": g.task, "role": g.role, "dataset": g.dataset, "answer": next(answers).to_dict()} for g in mine for _ in g.examples
+                {"task": g.task, "role": g.role, "dataset": g.dataset, "answer": next(answers).to_dict()}
+                for g in mine
+                for _ in g.examples
             ]
-            if progress.stopping():
-                raise KeyboardInterrupt
         if bench.inputs.guard:
-            losses = models.mean_losses(model, encode_all(bench.chat, bench.inputs.guard), batch_tokens=settings.batch_tokens)
+            losses = models.mean_losses(
+                model, encode_all(bench.chat, bench.inputs.guard), batch_tokens=settings.batch_tokens
+            )
             group = groups[-1]
-            rows += [{"task": GUARD, "role": "guard", "dataset": group.dataset, "answer": Answer("", float(x)).to_dict()} for x in losses]
+            rows += [
+                {"task": GUARD, "role": "guard", "dataset": group.dataset, "answer": Answer("", float(x)).to_dict()}
+                for x in losses
+            ]
             progress.advance(len(losses))
     timed = evaluate.latencies(model, bench.chat, _requests(bench, arm))
     progress.advance(settings.latency_requests)
@@ -305,14 +331,20 @@ def answering(bench: Bench, task_name: str, arm: str) -> evaluate.Answering:
 def _requests(bench: Bench, arm: str) -> list[tuple[Example, evaluate.Answering]]:
     """Test examples in turn from every task, the same for all arms."""
     hows = {task.name: answering(bench, task.name, arm) for task in bench.inputs.tasks}
-    rounds = [(t.test[i], hows[t.name]) for i in range(bench.config.evaluation.latency_requests) for t in bench.inputs.tasks if i < len(t.test)]
+    rounds = [
+        (t.test[i], hows[t.name])
+        for i in range(bench.config.evaluation.latency_requests)
+        for t in bench.inputs.tasks
+        if i < len(t.test)
+    ]
     return rounds[: bench.config.evaluation.latency_requests]
 
 
 def read_scored(bench: Bench, arms: Sequence[str]) -> list[evaluate.Scored]:
     """Reads the answers of all arms back, file by file."""
     answers = {
-        arm: iter([Answer.from_dict(row["answer"]) for row in bench.run.read_jsonl(f"arms/{arm}/answers.jsonl")]) for arm in arms
+        arm: iter([Answer.from_dict(row["answer"]) for row in bench.run.read_jsonl(f"arms/{arm}/answers.jsonl")])
+        for arm in arms
     }
     scored = []
     for group in test_groups(bench.inputs):
@@ -339,7 +371,9 @@ def remove_scratch(run: RunFolder) -> None:
 
 def _card(bench: Bench, arm: str, selection: Selection, outcome: engine.Outcome) -> str:
     """The model card: what it is, how it was made, what it may be used for."""
-    loss = "no held-out examples" if outcome.best_loss is None else f"held-out loss {outcome.best_loss:.4f} nats per token"
+    loss = (
+        "no held-out examples" if outcome.best_loss is None else f"held-out loss {outcome.best_loss:.4f} nats per token"
+    )
     facts = {
         "base model": bench.located.name,
         "base weights sha256": bench.located.sha256,
@@ -350,6 +384,16 @@ def _card(bench: Bench, arm: str, selection: Selection, outcome: engine.Outcome)
         "kept": f"step {outcome.best_step} of {outcome.steps}, {loss}",
         "seed": bench.config.seed,
     }
-    lines = [f"# {arm}, tuned from {bench.located.name}", "", "Made by tunescope; the run's report.html says how well it works and where not.", ""]
+    lines = [
+        f"# {arm}, tuned from {bench.located.name}",
+        "",
+        "Made by tunescope; the run's report.html says how well it works and where not.",
+        "",
+    ]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
-    return "\n".join(lines) + "\n\n```json\n" + json.dumps(bench.config.tuning.model_dump(mode="json"), indent=1) + "\n```\n"
+    return (
+        "\n".join(lines)
+        + "\n\n```json\n"
+        + json.dumps(bench.config.tuning.model_dump(mode="json"), indent=1)
+        + "\n```\n"
+    )

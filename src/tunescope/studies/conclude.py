@@ -57,7 +57,9 @@ def write_verdict(bench: Bench, scored: Sequence[Scored], costs: Sequence[Foreca
     )
     decision = verdict.add_risk_steps(decision, evaluate.risks(scored, seed=config.seed))
     bench.run.write_json("verdict.json", decision.to_dict())
-    record(bench.run, "verdict", {"decision": decision.decision, "arm": decision.arm, "confidence": decision.confidence})
+    record(
+        bench.run, "verdict", {"decision": decision.decision, "arm": decision.arm, "confidence": decision.confidence}
+    )
     return decision
 
 
@@ -78,5 +80,6 @@ def write_costs(bench: Bench, forecasts: Sequence[Forecast], costs: Sequence[For
 def _by_task(scored: Sequence[Scored], arm: str, role: str) -> dict[str, NDArray[np.float64]]:
     tasks = dict.fromkeys(item.task for item in scored if item.role == role)
     return {
-        task: np.concatenate([item.scores(arm) for item in scored if item.role == role and item.task == task]) for task in tasks
+        task: np.concatenate([item.scores(arm) for item in scored if item.role == role and item.task == task])
+        for task in tasks
     }

@@ -9,16 +9,20 @@ import torch
 
 from tunescope import engine, models
 from tunescope.data import Encoded
+from tunescope.runs.folder import write_text
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies.arms import Bench, answering, test_groups
 from tunescope.studies.inputs import GUARD, encode_all
 from tunescope.studies.machine import release_memory
+from tunescope.studies.plan import plan_text
 from tunescope.studies.progress import Progress
 
 _DECODED = 6
 
 
-def forecast_arms(bench: Bench, arms: Sequence[str], selections: Mapping[str, Selection], progress: Progress) -> list[Forecast]:
+def forecast_arms(
+    bench: Bench, arms: Sequence[str], selections: Mapping[str, Selection], progress: Progress
+) -> list[Forecast]:
     """Takes two steps with each tuned arm and a few answers with the base, and extrapolates by tokens.
 
     Args:
@@ -46,15 +50,39 @@ def forecast_arms(bench: Bench, arms: Sequence[str], selections: Mapping[str, Se
     return forecasts
 
 
+def forecast_once(
+    bench: Bench, arms: Sequence[str], selections: Mapping[str, Selection], progress: Progress
+) -> list[Forecast]:
+    """Forecasts and writes ``plan.yaml``; on resume reads the first forecast back, so that it is compared with the fact honestly."""
+    name = "arms/forecast.json"
+    if bench.run.has(name):
+        return [Forecast.from_dict(f) for f in bench.run.read_json(name)["forecast"]]
+    forecasts = forecast_arms(bench, arms, selections, progress)
+    planned = {arm: selections[arm] for arm in arms if arm in selections}
+    write_text(bench.run.path / "plan.yaml", plan_text(bench.config, planned, forecasts))
+    bench.run.write_json(name, {"forecast": [f.to_dict() for f in forecasts]})
+    return forecasts
+
+
 def _tuning_forecast(
-    bench: Bench, arm: str, selection: Selection, train: Sequence[Encoded], evaluation_seconds: float, seconds_per_token: float
+    bench: Bench,
+    arm: str,
+    selection: Selection,
+    train: Sequence[Encoded],
+    evaluation_seconds: float,
+    seconds_per_token: float,
 ) -> Forecast:
     tuning = bench.config.tuning
     typical = sorted(train, key=len)[len(train) // 2 :][: min(tuning.batch_size, 4)]
     loaded = bench.load()
     with engine.Meter(bench.device) as meter:
         moving = engine.prepare(
-            loaded.model, loaded.family, selection, lora_rank=tuning.lora_rank, lora_alpha=tuning.lora_alpha, seed=bench.config.seed
+            loaded.model,
+            loaded.family,
+            selection,
+            lora_rank=tuning.lora_rank,
+            lora_alpha=tuning.lora_alpha,
+            seed=bench.config.seed,
         )
         # Two steps over the same rows: the first one warms up, the second one counts.
         recipe = engine.Recipe(1e-5, num_epochs=2, batch_size=len(typical), seed=bench.config.seed)
@@ -66,7 +94,9 @@ def _tuning_forecast(
     checks = tuning.num_epochs * tuning.checks_per_epoch
     if tuning.learning_rate == "auto":
         candidates = len(engine.CANDIDATES[selection.method])
-        tokens += candidates * round(epoch_tokens * engine.race_steps(steps_per_epoch * tuning.num_epochs) / steps_per_epoch)
+        tokens += candidates * round(
+            epoch_tokens * engine.race_steps(steps_per_epoch * tuning.num_epochs) / steps_per_epoch
+        )
         checks += candidates
     held_out = sum(len(e) for e in encode_all(bench.chat, bench.inputs.validation))
     element = 4 if selection.method == "lora" else torch.finfo(getattr(torch, bench.config.dtype)).bits // 8
@@ -117,12 +147,15 @@ def _evaluation_seconds(bench: Bench, arm: str, rates: Mapping[str, float]) -> f
         own = sum(len(p) - shared for p in prompts) + shared
         if task.labels is not None:
             own += len(examples) * sum(len(bench.chat.target_ids(label)) - 1 for label in task.labels)
-            seconds += own * rates["read"]
-            continue
-        batches = models.length_batches(
-            [len(p) - shared + settings.max_new_tokens for p in prompts], batch_tokens=settings.batch_tokens, max_rows=32
-        )
-        seconds += own * rates["read"] + len(batches) * settings.max_new_tokens * rates["decode"]
+        else:
+            lengths = [len(p) - shared + settings.max_new_tokens for p in prompts]
+            batches = models.length_batches(lengths, batch_tokens=settings.batch_tokens, max_rows=32)
+            seconds += len(batches) * settings.max_new_tokens * rates["decode"]
+        seconds += own * rates["read"]
+        # Timed requests run alone: a decoding step of one row costs nearly as much as one of a full batch.
+        timed = settings.latency_requests / max(1, sum(bool(t.test) for t in bench.inputs.tasks))
+        steps = max(len(bench.chat.target_ids(label)) for label in task.labels) if task.labels else settings.max_new_tokens
+        seconds += timed * steps * rates["decode"]
     guard = next((g for g in groups if g.task == GUARD), None)
     if guard:
         seconds += sum(len(e) for e in encode_all(bench.chat, guard.examples)) * rates["read"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tunescope.config import Config, TaskSettings
+from tunescope.config import Config, Metric, TaskSettings
 from tunescope.data import (
     ChatFormat,
     DataReport,
@@ -28,6 +28,7 @@ from tunescope.data import (
     token_pieces,
 )
 from tunescope.errors import ConfigError, DataError
+from tunescope.metrics import json_fields
 from tunescope.runs.records import Finding
 
 GUARD = "guard"
@@ -92,6 +93,7 @@ def read_inputs(config: Config, *, personal: bool = True, done: Callable[[str], 
         drop_duplicates=config.data.drop_duplicates,
         personal=personal,
     )
+    report = dataclasses.replace(report, findings=(*report.findings, *_not_json(config, files)))
     tasks = tuple(_task(config, settings, files, report) for settings in config.tasks)
     guard = [e for file in files if file.role == "guard" for e in file.read.examples]
     guard = _some(guard, config.data.max_test_examples, config.seed, GUARD)
@@ -102,7 +104,10 @@ def encode_inputs(config: Config, inputs: Inputs, chat: ChatFormat) -> Inputs:
     """Adds what needs the tokenizer: lengths, control tokens in texts, and one rendered row with its loss mask."""
     report = inputs.report
     findings: list[Finding] = []
-    groups = [(task.name, [*task.train, *task.validation, *task.test, *sum(task.out_of_domain.values(), ())]) for task in inputs.tasks]
+    groups = [
+        (task.name, [*task.train, *task.validation, *task.test, *sum(task.out_of_domain.values(), ())])
+        for task in inputs.tasks
+    ]
     groups.append((GUARD, list(inputs.guard)))
     shown = None
     for name, examples in groups:
@@ -130,7 +135,7 @@ def refuse(report: DataReport) -> None:
         DataError: one line per error.
     """
     if report.errors:
-        raise DataError(finding_line(finding) for finding in report.errors)
+        raise DataError(finding_line(finding).replace(": error: ", ": ", 1) for finding in report.errors)
 
 
 def encode_all(chat: ChatFormat, examples: Sequence[Example]) -> list[Encoded]:
@@ -178,6 +183,20 @@ def _task(config: Config, settings: TaskSettings, files: Sequence[TaskFile], rep
     )
 
 
+def _not_json(config: Config, files: Sequence[TaskFile]) -> list[Finding]:
+    """Targets of a json_fields task that are not a JSON object: they could never be scored."""
+    wanted = {task.name for task in config.tasks if task.metric == Metric.JSON_FIELDS}
+    found = []
+    for read, _ in files:
+        for example in read.examples if read.task in wanted else ():
+            for target in example.targets:
+                try:
+                    json_fields(target, target)
+                except DataError as error:
+                    found.append(Finding("target_not_json", "error", example.file, example.line, str(error), read.task))
+    return found
+
+
 def _some(examples: Sequence[Example], limit: int | None, seed: int, name: str) -> list[Example]:
     """A random order that depends on the seed and the name alone, cut to the limit: files are often sorted by label."""
     name_seed = int.from_bytes(hashlib.sha256(Path(name).name.encode()).digest()[:4])
@@ -203,7 +222,7 @@ def _read(settings: TaskSettings, path: Path) -> FileRead:
         path,
         task=settings.name,
         instruction=settings.instruction,
-        columns=dict(settings.columns) if settings.columns else None,
+        columns={str(field): column for field, column in settings.columns.items()} if settings.columns else None,
         attributes=settings.attributes,
         shown_as=_shown(path),
     )

@@ -23,7 +23,9 @@ def pick_device(wanted: str) -> str:
     if wanted.startswith("cuda"):
         index = int(wanted.partition(":")[2] or 0)
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():
-            raise ConfigError(f"device {wanted}: this machine has {torch.cuda.device_count()} usable GPU(s); use device: cpu or auto")
+            raise ConfigError(
+                f"device {wanted}: this machine has {torch.cuda.device_count()} usable GPU(s); use device: cpu or auto"
+            )
     return wanted
 
 

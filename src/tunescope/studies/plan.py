@@ -27,7 +27,9 @@ def plan_text(config: Config, selections: Mapping[str, Selection], forecasts: Se
                 "tuning_seconds": round(cost.tuning_seconds, 1),
                 "evaluation_seconds": round(cost.evaluation_seconds, 1),
                 "peak_memory_bytes": cost.peak_memory_bytes,
-                "machine_cost": round((cost.tuning_seconds + cost.evaluation_seconds) / 3600 * business.machine_cost_per_hour, 4),
+                "machine_cost": round(
+                    (cost.tuning_seconds + cost.evaluation_seconds) / 3600 * business.machine_cost_per_hour, 4
+                ),
                 "currency": business.currency,
             },
         }

@@ -9,18 +9,19 @@ from pathlib import Path
 from tunescope import config as settings
 from tunescope.config import Config
 from tunescope.errors import GateError
-from tunescope.runs.folder import RunFolder, write_text
+from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast, Selection
-from tunescope.studies.arms import Bench, choose, measure_arm, remove_scratch, tune_arm
+from tunescope.studies.arms import choose, measure_arm, remove_scratch, tune_arm
 from tunescope.studies.conclude import write_costs, write_results, write_verdict
-from tunescope.studies.forecast import forecast_arms
+from tunescope.studies.forecast import forecast_arms, forecast_once
 from tunescope.studies.machine import release_memory
-from tunescope.studies.plan import plan_text
 from tunescope.studies.progress import Progress, Silent
-from tunescope.studies.setup import choose_once, prepare, record
+from tunescope.studies.setup import begin, check, choose_once, record
 
 
-def run(config: Config, *, command: str = "", resume: bool = False, study: str = "poc", progress: Progress | None = None) -> RunFolder:
+def run(
+    config: Config, *, command: str = "", resume: bool = False, study: str = "poc", progress: Progress | None = None
+) -> RunFolder:
     """Runs the whole study in ``config.output_dir``; continues there with ``resume=True``.
 
     Args:
@@ -39,19 +40,26 @@ def run(config: Config, *, command: str = "", resume: bool = False, study: str =
     """
     progress = progress or Silent()
     started = time.perf_counter()
-    folder = RunFolder.create(config.output_dir, settings.dump(config), study=study, command=command, resume=resume)
+    text = settings.dump(config)
+    RunFolder.check_free(config.output_dir, text, study=study, resume=resume)
+    checked = check(config, progress)
+    folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
     with folder.locked():
         if folder.has("verdict.json") and folder.has("costs.json"):
             folder.set_status("done", stage="done")
             return folder
-        bench, loaded = prepare(config, folder, command, progress)
-        selections = choose_once(bench, loaded, progress)
-        del loaded
+        bench = begin(checked, folder, command, progress)
+        selections = choose_once(bench, checked.loaded, progress)
+        del checked
         release_memory()
 
         folder.set_status("running", stage="forecast")
-        forecasts = _forecast_once(bench, selections, progress)
-        record(folder, "plan", {"layers": {arm: list(s.layers) for arm, s in selections.items()}, "approval": "not required"})
+        forecasts = forecast_once(bench, [a.value for a in config.arms], selections, progress)
+        record(
+            folder,
+            "plan",
+            {"layers": {arm: list(s.layers) for arm, s in selections.items()}, "approval": "not required"},
+        )
         progress.plan(
             {f"{f.arm}: tune": f.tuning_seconds for f in forecasts if f.tuning_seconds}
             | {f"{f.arm}: measure": f.evaluation_seconds for f in forecasts}
@@ -72,7 +80,9 @@ def run(config: Config, *, command: str = "", resume: bool = False, study: str =
         remove_scratch(folder)
         folder.set_status("done", stage="done")
     if config.gate.fail and decision.decision != "tune":
-        raise GateError(f"gate: the verdict is {decision.decision.replace('_', ' ')} and gate.fail is set; see {folder.path / 'report.html'}")
+        raise GateError(
+            f"gate: the verdict is {decision.decision.replace('_', ' ')} and gate.fail is set; see {folder.path / 'report.html'}"
+        )
     return folder
 
 
@@ -81,17 +91,7 @@ def preview(config: Config, progress: Progress | None = None) -> tuple[list[Fore
     progress = progress or Silent()
     with tempfile.TemporaryDirectory(prefix="tunescope-dry-run-") as scratch:
         folder = RunFolder.create(Path(scratch) / "run", settings.dump(config), study="dry-run", command="")
-        bench, loaded = prepare(config, folder, "", progress)
-        _, selections = choose(bench, loaded, progress)
+        checked = check(config, progress)
+        bench = begin(checked, folder, "", progress)
+        _, selections = choose(bench, checked.loaded, progress)
         return forecast_arms(bench, [a.value for a in config.arms], selections, progress), selections
-
-
-def _forecast_once(bench: Bench, selections: dict[str, Selection], progress: Progress) -> list[Forecast]:
-    """Forecasts and writes ``plan.yaml``; on resume reads the first forecast back, so that it is compared with the fact honestly."""
-    name = "arms/forecast.json"
-    if bench.run.has(name):
-        return [Forecast.from_dict(f) for f in bench.run.read_json(name)["forecast"]]
-    forecasts = forecast_arms(bench, [a.value for a in bench.config.arms], selections, progress)
-    write_text(bench.run.path / "plan.yaml", plan_text(bench.config, selections, forecasts))
-    bench.run.write_json(name, {"forecast": [f.to_dict() for f in forecasts]})
-    return forecasts

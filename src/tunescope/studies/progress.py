@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -22,6 +23,17 @@ class Progress(Protocol):
 
     def stopping(self) -> bool:
         """True once the user asked to stop; the study then saves and ends."""
+
+
+def ticker(progress: Progress) -> Callable[[int], None]:
+    """Returns a callback for long work without checkpoints: it advances, and raises KeyboardInterrupt once the user asked to stop."""
+
+    def tick(units: int = 1) -> None:
+        progress.advance(units)
+        if progress.stopping():
+            raise KeyboardInterrupt
+
+    return tick
 
 
 class Silent:

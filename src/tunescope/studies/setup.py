@@ -10,7 +10,7 @@ from tunescope import evaluate, models
 from tunescope.config import Config
 from tunescope.data import ChatFormat
 from tunescope.errors import DataError, IntegrityError
-from tunescope.models import Loaded
+from tunescope.models import Loaded, Located
 from tunescope.runs import ledger
 from tunescope.runs.environment import describe_environment
 from tunescope.runs.folder import RunFolder
@@ -21,34 +21,58 @@ from tunescope.studies.machine import pick_device, set_threads
 from tunescope.studies.progress import Progress
 
 
-def prepare(config: Config, folder: RunFolder, command: str, progress: Progress, *, needs_test: bool = True) -> tuple[Bench, Loaded]:
-    """Reads and checks the data, loads the model, and writes ``data.json`` and ``environment.json``.
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """Data and model that passed all checks; nothing was written yet."""
+
+    config: Config
+    inputs: Inputs
+    located: Located
+    loaded: Loaded
+    chat: ChatFormat
+    device: str
+    threads: int
+
+
+def check(config: Config, progress: Progress, *, needs_test: bool = True) -> Checked:
+    """Reads and checks the data and loads the model, before a run folder is made: bad input leaves nothing behind.
 
     Raises:
         DataError: the data has errors, or there is nothing to test on.
         ModelError: the model cannot be used.
-        IntegrityError: on resume, data or weights are not those of the first time.
     """
     progress.stage("read the data", len(config.tasks))
     inputs = read_inputs(config, done=lambda _name: progress.advance())
     refuse(inputs.report)
     if needs_test and not any(group.role == "in_domain" for group in test_groups(inputs)):
-        raise DataError("no task has a `test` file with examples, so nothing could be decided; add one, or use `tunescope tune`")
+        raise DataError(
+            "no task has a `test` file with examples, so nothing could be decided; add one, or use `tunescope tune`"
+        )
     progress.stage("load the model")
     device, threads = pick_device(config.device), set_threads(config.threads)
     located = models.locate(config.model, revision=config.revision)
     loaded = models.load_located(located, dtype=config.dtype, device=device)
     chat = ChatFormat(loaded.tokenizer)
     inputs = encode_inputs(config, inputs, chat)
-    folder.write_json("data.json", inputs.report.to_dict())
     refuse(inputs.report)
-    bench = Bench(config, located, inputs, chat, device, folder)
+    return Checked(config, inputs, located, loaded, chat, device, threads)
+
+
+def begin(checked: Checked, folder: RunFolder, command: str, progress: Progress) -> Bench:
+    """Writes ``data.json`` and ``environment.json``; on resume compares with them instead.
+
+    Raises:
+        IntegrityError: on resume, data or weights are not those of the first time.
+    """
+    config, inputs, loaded = checked.config, checked.inputs, checked.loaded
+    bench = Bench(config, checked.located, inputs, checked.chat, checked.device, folder)
     if folder.has("environment.json"):
-        _check_unchanged(folder.read_json("environment.json"), inputs, loaded, threads, progress)
-        return bench, loaded
+        _check_unchanged(folder.read_json("environment.json"), inputs, loaded, checked.threads, progress)
+        return bench
+    folder.write_json("data.json", inputs.report.to_dict())
     facts = {
-        "threads": threads,
-        "device": device,
+        "threads": checked.threads,
+        "device": checked.device,
         "dtype": config.dtype,
         "seed": config.seed,
         "command": command,
@@ -60,7 +84,7 @@ def prepare(config: Config, folder: RunFolder, command: str, progress: Progress,
     folder.write_json("environment.json", describe_environment() | facts)
     warnings = sum(finding.severity == "warning" for finding in inputs.report.findings)
     record(folder, "data accepted", {"files": inputs.files, "warnings": warnings})
-    return bench, loaded
+    return bench
 
 
 def choose_once(bench: Bench, loaded: Loaded, progress: Progress) -> dict[str, Selection]:
@@ -75,7 +99,10 @@ def choose_once(bench: Bench, loaded: Loaded, progress: Progress) -> dict[str, S
 
 def write_layers(folder: RunFolder, scores: list[LayerScores], selections: dict[str, Selection]) -> None:
     """Writes ``layers.json``."""
-    values = {"scores": [s.to_dict() for s in scores], "selections": {arm: s.to_dict() for arm, s in selections.items()}}
+    values = {
+        "scores": [s.to_dict() for s in scores],
+        "selections": {arm: s.to_dict() for arm, s in selections.items()},
+    }
     folder.write_json("layers.json", values)
 
 
@@ -90,13 +117,19 @@ def record(folder: RunFolder, event: str, details: dict[str, Any]) -> None:
 def _check_unchanged(before: dict[str, Any], inputs: Inputs, loaded: Loaded, threads: int, progress: Progress) -> None:
     changed = [path for path, digest in inputs.files.items() if before["files"].get(path) != digest]
     changed += [path for path in before["files"] if path not in inputs.files]
-    problems = [f"{path}: changed since this run began; put it back, or start again in another output_dir" for path in changed]
+    problems = [
+        f"{path}: changed since this run began; put it back, or start again in another output_dir" for path in changed
+    ]
     if before["model"]["sha256"] != loaded.info.sha256:
-        problems.append(f"{loaded.info.folder}: the weights changed since this run began; put them back, or start again in another output_dir")
+        problems.append(
+            f"{loaded.info.folder}: the weights changed since this run began; put them back, or start again in another output_dir"
+        )
     if problems:
         raise IntegrityError(problems)
     if before["threads"] != threads:
-        progress.note(f"this run began with {before['threads']} CPU threads and continues with {threads}: results may differ in rounding")
+        progress.note(
+            f"this run began with {before['threads']} CPU threads and continues with {threads}: results may differ in rounding"
+        )
 
 
 def _score_noise(bench: Bench, loaded: Loaded) -> float | None:

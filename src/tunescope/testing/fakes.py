@@ -38,7 +38,9 @@ def byte_tokenizer() -> Any:
     return tokenizer
 
 
-def tiny_model(family: str = "llama", *, n_layers: int = 2, d_model: int = 32, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+def tiny_model(
+    family: str = "llama", *, n_layers: int = 2, d_model: int = 32, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Any:
     """Returns a small random model for `byte_tokenizer`, in evaluation mode.
 
     Args:

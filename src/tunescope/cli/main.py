@@ -1,0 +1,79 @@
+"""Run a command and turn every error into one line per problem and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import typer
+
+from tunescope.errors import TunescopeError
+
+INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits with the code that `tunescope.errors` gives."""
+    from tunescope.cli.app import app
+
+    sys.exit(_run(app, arguments))
+
+
+def _run(app: typer.Typer, arguments: list[str] | None) -> int:
+    try:
+        code = app(args=arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except TunescopeError as error:
+        for problem in error.problems:
+            _say(f"error: {problem}")
+        return error.exit_code
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _say("stopped. What was done is kept: run the same command with --resume to go on")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _say(
+                f"error: {error.filename or 'the disk'}: no space left; free some, then run the same command with --resume"
+            )
+            return 2
+        return _unexpected(error)
+    except Exception as error:
+        # Usage errors are click's; typer carries a copy of click inside, whose classes have no public name.
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            return 2
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    """A bug: the traceback goes to a file, the terminal gets a line."""
+    file = tempfile.NamedTemporaryFile("w", prefix="tunescope-error-", suffix=".txt", delete=False, encoding="utf-8")
+    with file:
+        file.write(" ".join(sys.argv) + "\n\n" + "".join(traceback.format_exception(error)))
+    target = Path(file.name)
+    from tunescope.cli.app import current_run
+
+    if current_run is not None and current_run.is_dir():
+        target = current_run / "error.txt"
+        target.write_bytes(Path(file.name).read_bytes())
+        Path(file.name).unlink()
+    first = (str(error).splitlines() or [""])[0]
+    _say(
+        f"error: unexpected {type(error).__name__}: {first[:300]}\nThis is a bug in tunescope; the traceback is in {target}"
+    )
+    return 1
+
+
+def _say(text: str) -> None:
+    # Control characters of a file's content must not reach the terminal.
+    safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    print(safe, file=sys.stderr)

@@ -1,0 +1,117 @@
+"""Measure saved weights beside the base model on the tasks of a config."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunescope import config as settings
+from tunescope import engine
+from tunescope.config import Arm, Config
+from tunescope.errors import ConfigError
+from tunescope.runs.folder import RunFolder
+from tunescope.runs.records import Forecast, Selection
+from tunescope.studies.arms import measure_arm, remove_scratch
+from tunescope.studies.conclude import write_costs, write_results, write_verdict
+from tunescope.studies.forecast import forecast_arms
+from tunescope.studies.machine import release_memory
+from tunescope.studies.progress import Progress, Silent
+from tunescope.studies.setup import begin, check, record, write_layers
+
+
+def run(
+    config: Config,
+    weights: Sequence[Path] = (),
+    *,
+    command: str = "",
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> RunFolder:
+    """Measures the untuned arms of the config and every given folder of weights, on the same examples.
+
+    Args:
+        config: the settings; of `arms` only the untuned ones count.
+        weights: folders as tuning wrote them (``runs/x/weights/selected``), or any PEFT adapter of the same base.
+        command: command line, for the record.
+        resume: continue an interrupted run.
+        progress: told what happens.
+
+    Raises:
+        ConfigError: two folders have the same name, or nothing is to be measured.
+        TunescopeError: see `tunescope.errors`.
+    """
+    progress = progress or Silent()
+    started = time.perf_counter()
+    named = name_arms(weights)
+    config = _untuned_only(config)
+    text, study = settings.dump(config), "evaluate"
+    RunFolder.check_free(config.output_dir, text, study=study, resume=resume)
+    checked = check(config, progress)
+    folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
+    with folder.locked():
+        bench = begin(checked, folder, command, progress)
+        arms = [arm.value for arm in config.arms] + list(named)
+        forecasts = forecast_arms(bench, arms, {}, progress)
+        progress.plan({f"{f.arm}: measure": f.evaluation_seconds for f in forecasts})
+        record(folder, "weights to measure", {name: str(path) for name, path in named.items()})
+        write_layers(folder, [], {})
+        del checked
+        release_memory()
+        costs = []
+        for arm in arms:
+            folder.set_status("running", stage=f"arm {arm}")
+            cost = Forecast(arm=arm, adapter_bytes=engine.weight_bytes(named[arm]) if arm in named else 0)
+            costs.append(measure_arm(bench, arm, cost, progress, weights=named.get(arm)))
+            release_memory()
+        scored = write_results(bench, arms)
+        write_verdict(bench, scored, costs)
+        write_costs(bench, forecasts, costs, time.perf_counter() - started)
+        remove_scratch(folder)
+        folder.set_status("done", stage="done")
+    return folder
+
+
+def preview(
+    config: Config, weights: Sequence[Path], progress: Progress | None = None
+) -> tuple[list[Forecast], dict[str, Selection]]:
+    """What `run` would cost; keeps nothing."""
+    progress = progress or Silent()
+    named = name_arms(weights)
+    config = _untuned_only(config)
+    with tempfile.TemporaryDirectory(prefix="tunescope-dry-run-") as scratch:
+        folder = RunFolder.create(Path(scratch) / "run", settings.dump(config), study="dry-run", command="")
+        bench = begin(check(config, progress), folder, "", progress)
+        return forecast_arms(bench, [arm.value for arm in config.arms] + list(named), {}, progress), {}
+
+
+def name_arms(weights: Sequence[Path]) -> dict[str, Path]:
+    """Returns arm name -> folder: the folder's own name, with the run's in front where two are alike.
+
+    Raises:
+        ConfigError: a folder does not exist, or two have the same name and run.
+    """
+    problems = [f"--weights {path}: no such folder" for path in weights if not path.is_dir()]
+    plain = [path.resolve().name for path in weights]
+    named: dict[str, Path] = {}
+    for path, name in zip(weights, plain, strict=True):
+        full = path.resolve()
+        wanted = (
+            name
+            if plain.count(name) == 1 and name not in (Arm.NOTHING, Arm.PROMPT)
+            else f"{full.parent.parent.name}-{name}"
+        )
+        wanted = re.sub(r"[^\w.\-]", "_", wanted)
+        if wanted in named:
+            problems.append(f"--weights {path}: a second arm named {wanted!r}; give each folder once")
+        named[wanted] = full
+    if problems:
+        raise ConfigError(problems)
+    return named
+
+
+def _untuned_only(config: Config) -> Config:
+    arms = tuple(arm for arm in config.arms if arm in (Arm.NOTHING, Arm.PROMPT))
+    return config.model_copy(update={"arms": arms or (Arm.NOTHING,)})
