@@ -21,7 +21,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 docs: $(READY)  ## rewrite the generated pages
-	$(BIN)/python -m tunescope.config.schema > docs/configuration.md
+	$(BIN)/python -c 'from tunescope.config import markdown; print(markdown(), end="")' > docs/configuration.md
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "tunescope needs Python 3.11 to 3.13, this is %s; run make PYTHON=python3.12 ..." % sys.version.split()[0])'

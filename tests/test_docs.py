@@ -22,7 +22,14 @@ TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 WITH_EXAMPLES = [name for name, text in TEXTS.items() if ">>>" in text]
 FENCE = re.compile(r"^(```+)(\w*)[^\n]*\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
 # A place on somebody's machine, a number in somebody's tracker, and what nobody outside can look up.
-NOT_FOR_READERS = (r"(?<![\w.])/(?:[w]ork|home|root|Users)\b", r"\bshared[/]", r"(?<![\w&])#\d+\b", r"\bsess(?:ion)s?\b")
+NOT_FOR_READERS = (r"(?<![\w.])/(?:[w]ork|home|root|Users)\b", r"\bshared[/]", r"(?<![\w&(])#\d+\b", r"\bsess(?:ion)s?\b")
+
+
+def typed(text: str) -> list[str]:
+    """What the page tells a reader to type: lines of console blocks, and what stands between backticks."""
+    lines = [line for block in FENCE.finditer(text) if block[2] == "console" for line in block[3].splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    return [line for line in lines if line.startswith("tunescope ")]
 
 
 def prose(text: str) -> str:
@@ -97,32 +104,17 @@ def test_settings_named_on_a_page_exist(name):
         assert key in fields, f"{name}: there is no setting {group}.{key}"
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_commands_named_on_a_page_exist(name):
+@pytest.mark.parametrize(("name", "line"), [(name, line) for name, text in TEXTS.items() for line in typed(text)])
+def test_commands_and_options_named_on_a_page_exist(name, line):
     from tunescope.cli.app import app
 
-    root = typer.main.get_command(app)
-    known = {"tunescope"}
-    for word, command in root.commands.items():
-        known.add(word)
-        known |= {f"{word} {inner}" for inner in getattr(command, "commands", {})}
-    for line in re.findall(r"(?:`|^|\$ )tunescope ([a-z][a-z ]*)", TEXTS[name], re.MULTILINE):
-        words = line.split()
-        assert words[0] in known, f"{name}: tunescope {line}"
-        if hasattr(root.commands[words[0]], "commands"):
-            assert " ".join(words[:2]) in known, f"{name}: tunescope {line}"
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_options_named_on_a_page_exist(name):
-    from tunescope.cli.app import app
-
-    root = typer.main.get_command(app)
-    commands = [root, *root.commands.values()]
-    commands += [inner for command in root.commands.values() for inner in getattr(command, "commands", {}).values()]
-    known = {option for command in commands for parameter in command.params for option in parameter.opts} | {"--help"}
-    for line in re.findall(r"(?:`|^)tunescope [^`\n]*", TEXTS[name], re.MULTILINE):
-        assert set(re.findall(r"--[a-z-]+", line)) <= known, f"{name}: {line}"
+    command = typer.main.get_command(app)
+    words = line.split()[1:]
+    while words and hasattr(command, "commands") and not words[0].startswith("-"):
+        assert words[0] in command.commands, f"{name}: {line}"
+        command = command.commands[words.pop(0)]
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    assert set(re.findall(r"--[a-z-]+", line)) <= known, f"{name}: {line}"
 
 
 def test_configuration_page_is_the_one_that_the_settings_generate():

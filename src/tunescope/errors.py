@@ -20,14 +20,14 @@ from collections.abc import Iterable, Sequence
 
 
 class TunescopeError(Exception):
-    """Base of all errors raised on purpose.
+    r"""Base of all errors raised on purpose.
 
     Args:
         problems: one line, or several; each says what is wrong, the value got, what is allowed and what to do.
 
     Example:
         >>> str(UserError(["first problem", "second problem"]))
-        'first problem\\nsecond problem'
+        'first problem\nsecond problem'
     """
 
     exit_code = 1

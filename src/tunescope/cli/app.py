@@ -72,7 +72,7 @@ def quickstart(
         given.append(f"output_dir={json.dumps(str(Path('runs/quickstart').absolute()))}")
     if lang:
         given.append(f"language={lang}")
-    _poc(load(quickstart_config(), given), "quickstart", dry_run, as_json, resume)
+    _poc(load(quickstart_config(), given), "quickstart", given, dry_run, as_json, resume)
 
 
 @app.command()
@@ -84,7 +84,7 @@ def poc(
     resume: Resume = False,
 ) -> None:
     """Run the whole proof of concept on your data and write one report with a verdict."""
-    _poc(_load(config, overrides), "poc", dry_run, as_json, resume)
+    _poc(_load(config, overrides), "poc", overrides or [], dry_run, as_json, resume)
 
 
 @app.command()
@@ -104,7 +104,9 @@ def tune(
         if dry_run:
             _print_preview(settings, *study.preview(settings, arm, progress), as_json=as_json)
             return
-        folder = study.run(settings, arm, command=_command(), resume=resume, progress=progress)
+        folder = study.run(
+            settings, arm, command=_command(), overrides=overrides or [], resume=resume, progress=progress
+        )
     _finish(folder, as_json, f"weights: {folder.path / 'weights' / arm}")
 
 
@@ -128,7 +130,9 @@ def evaluate(
         if dry_run:
             _print_preview(settings, *study.preview(settings, weights or [], progress), as_json=as_json)
             return
-        folder = study.run(settings, weights or [], command=_command(), resume=resume, progress=progress)
+        folder = study.run(
+            settings, weights or [], command=_command(), overrides=overrides or [], resume=resume, progress=progress
+        )
     _finish(folder, as_json)
 
 
@@ -281,7 +285,7 @@ def config_schema() -> None:
     _print_json(json_schema())
 
 
-def _poc(settings: Config, study_name: str, dry_run: bool, as_json: bool, resume: bool) -> None:
+def _poc(settings: Config, study_name: str, overrides: list[str], dry_run: bool, as_json: bool, resume: bool) -> None:
     from tunescope.errors import GateError
     from tunescope.studies import poc as study
 
@@ -293,7 +297,9 @@ def _poc(settings: Config, study_name: str, dry_run: bool, as_json: bool, resume
         current_run = settings.output_dir
         gate: GateError | None = None
         try:
-            folder = study.run(settings, command=_command(), resume=resume, study=study_name, progress=progress)
+            folder = study.run(
+                settings, command=_command(), overrides=overrides, resume=resume, study=study_name, progress=progress
+            )
         except GateError as error:  # the run is complete, only the verdict is not what the gate wants
             from tunescope.runs.folder import RunFolder
 

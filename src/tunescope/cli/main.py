@@ -56,16 +56,13 @@ def _run(app: typer.Typer, arguments: list[str] | None) -> int:
 
 def _unexpected(error: Exception) -> int:
     """A bug: the traceback goes to a file, the terminal gets a line."""
-    file = tempfile.NamedTemporaryFile("w", prefix="tunescope-error-", suffix=".txt", delete=False, encoding="utf-8")
-    with file:
-        file.write(" ".join(sys.argv) + "\n\n" + "".join(traceback.format_exception(error)))
-    target = Path(file.name)
     from tunescope.cli.app import current_run
 
-    if current_run is not None and current_run.is_dir():
-        target = current_run / "error.txt"
-        target.write_bytes(Path(file.name).read_bytes())
-        Path(file.name).unlink()
+    folder = (
+        current_run if current_run is not None and current_run.is_dir() else Path(tempfile.mkdtemp(prefix="tunescope-"))
+    )
+    target = folder / "error.txt"
+    target.write_text(f"{sys.argv}\n\n{''.join(traceback.format_exception(error))}", encoding="utf-8")
     first = (str(error).splitlines() or [""])[0]
     _say(
         f"error: unexpected {type(error).__name__}: {first[:300]}\nThis is a bug in tunescope; the traceback is in {target}"

@@ -179,7 +179,7 @@ class EvaluationSettings(Settings):
     """How every arm is measured."""
 
     batch_tokens: int = Field(
-        2048, ge=1, description="Tokens per forward pass; changes speed and memory, never a score."
+        4096, ge=1, description="Tokens per forward pass; changes speed and memory, never a score."
     )
     max_new_tokens: int = Field(64, ge=1, le=8192, description="Longest generated answer, in tokens.")
     demonstrations: int = Field(3, ge=1, le=64, description="Examples written into the prompt in the arm `prompt`.")

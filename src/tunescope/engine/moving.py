@@ -74,7 +74,7 @@ def prepare(
         >>> wanted = Selection("lora", ("block.1",), ("q", "v"), why="example")
         >>> moving = prepare(tiny_model(), FAMILIES[0], wanted, lora_rank=2)
         >>> moving.selection.trainable_parameters, moving.selection.lowest_layer
-        (240, 1)
+        (224, 1)
     """
     check_selection(selection, n_layers=len(blocks(model)))
     dtype = next(model.parameters()).dtype

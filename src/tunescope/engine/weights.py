@@ -38,7 +38,8 @@ def save(moving: Moving, tokenizer: Any, folder: Path, *, card: str, base: str) 
             for config in moving.model.peft_config.values():
                 config.base_model_name_or_path = base
                 config.inference_mode = True
-            moving.model.save_pretrained(scratch, safe_serialization=True)
+            # Without save_embedding_layers=False PEFT asks the hub whether the vocabulary of the base model changed.
+            moving.model.save_pretrained(scratch, save_embedding_layers=False)
         elif moving.selection.whole_model:
             bare(moving.model).save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)

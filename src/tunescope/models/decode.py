@@ -72,7 +72,7 @@ def continuation_logprobs(
         (n_prompts, n_continuations) float64 on the CPU: the sum over the continuation's tokens, in nats.
     """
     result = torch.zeros((len(prompts), len(continuations)), dtype=torch.float64)
-    if not prompts:
+    if not prompts or not continuations:
         return result
     shared = _shared_prefix(model, prompts)
     longest = max(len(c) for c in continuations)

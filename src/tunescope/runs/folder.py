@@ -35,8 +35,16 @@ def _is_ours(name: str) -> bool:
     return name == ".lock" or (name.startswith(".") and name.endswith(".part"))
 
 
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
 class RunFolder:
-    """Reads and writes the files of one run.
+    r"""Reads and writes the files of one run.
 
     Make one with `RunFolder.create` (to write) or `RunFolder.open` (to read).
 
@@ -45,7 +53,7 @@ class RunFolder:
 
     Example:
         >>> import tempfile
-        >>> run = RunFolder.create(Path(tempfile.mkdtemp()) / "run", "seed: 1\\n", study="poc", command="tunescope poc")
+        >>> run = RunFolder.create(Path(tempfile.mkdtemp()) / "run", "seed: 1\n", study="poc", command="tunescope poc")
         >>> run.write_json("results.json", {"results": []})
         >>> run.read_json("results.json")["schema_version"]
         1
@@ -149,7 +157,12 @@ class RunFolder:
             file.seek(max(0, file.tell() - 1))
             if file.read(1) not in (b"", b"\n"):
                 file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+                content = file.read()
+                end = content.rfind(b"\n") + 1
+                if _row(content[end:]) is None:
+                    file.truncate(end)
+                else:
+                    file.write(b"\n")
             for row in rows:
                 file.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode())
             file.flush()
@@ -163,7 +176,7 @@ class RunFolder:
         )
 
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
-        """Reads all rows; a last line without its end, as a kill leaves it, is left out. A missing file has no rows.
+        """Reads all rows; a torn last line, as a kill leaves it, is left out. A missing file has no rows.
 
         Raises:
             IntegrityError: any other line is damaged.
@@ -171,16 +184,13 @@ class RunFolder:
         if not self.has(name):
             return []
         rows = []
-        for number, line in enumerate((self.path / name).read_bytes().split(b"\n")[:-1], 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode())
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict):
+        lines = (self.path / name).read_bytes().split(b"\n")
+        for number, line in enumerate(lines, 1):
+            row = _row(line)
+            if row is not None:
+                rows.append(row)
+            elif line.strip() and number < len(lines):
                 raise IntegrityError(f"{self.path / name}:{number}: damaged")
-            rows.append(row)
         return rows
 
     def set_status(
@@ -249,7 +259,8 @@ class RunFolder:
         status = self.read_json("status.json")
         if not resume:
             raise RunError(
-                f"{self.path}: a run is already there (state {status.get('state')}); choose another output_dir, remove it, or continue it with --resume"
+                f"{self.path}: a run is already there (state {status.get('state')}); "
+                "choose another output_dir, remove it, or continue it with --resume"
             )
         if status.get("study") != study:
             raise RunError(

@@ -27,6 +27,7 @@ def run(
     weights: Sequence[Path] = (),
     *,
     command: str = "",
+    overrides: Sequence[str] = (),
     resume: bool = False,
     progress: Progress | None = None,
 ) -> RunFolder:
@@ -36,6 +37,7 @@ def run(
         config: the settings; of `arms` only the untuned ones count.
         weights: folders as tuning wrote them (``runs/x/weights/selected``), or any PEFT adapter of the same base.
         command: command line, for the record.
+        overrides: settings replaced on the command line, for the ledger.
         resume: continue an interrupted run.
         progress: told what happens.
 
@@ -52,7 +54,7 @@ def run(
     checked = check(config, progress)
     folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
     with folder.locked():
-        bench = begin(checked, folder, command, progress)
+        bench = begin(checked, folder, command, progress, overrides=overrides)
         arms = [arm.value for arm in config.arms] + list(named)
         forecasts = forecast_arms(bench, arms, {}, progress)
         progress.plan({f"{f.arm}: measure": f.evaluation_seconds for f in forecasts})

@@ -146,7 +146,10 @@ def _evaluation_seconds(bench: Bench, arm: str, rates: Mapping[str, float]) -> f
         shared = models.common_prefix(prompts)
         own = sum(len(p) - shared for p in prompts) + shared
         if task.labels is not None:
-            own += len(examples) * sum(len(bench.chat.target_ids(label)) - 1 for label in task.labels)
+            # Every label's second and later tokens are one more short pass over each batch.
+            lengths = [len(p) - shared for p in prompts]
+            passes = len(models.length_batches(lengths, batch_tokens=settings.batch_tokens)) * len(task.labels)
+            seconds += passes * rates["decode"]
         else:
             lengths = [len(p) - shared + settings.max_new_tokens for p in prompts]
             batches = models.length_batches(lengths, batch_tokens=settings.batch_tokens, max_rows=32)
@@ -154,7 +157,9 @@ def _evaluation_seconds(bench: Bench, arm: str, rates: Mapping[str, float]) -> f
         seconds += own * rates["read"]
         # Timed requests run alone: a decoding step of one row costs nearly as much as one of a full batch.
         timed = settings.latency_requests / max(1, sum(bool(t.test) for t in bench.inputs.tasks))
-        steps = max(len(bench.chat.target_ids(label)) for label in task.labels) if task.labels else settings.max_new_tokens
+        steps = (
+            max(len(bench.chat.target_ids(label)) for label in task.labels) if task.labels else settings.max_new_tokens
+        )
         seconds += timed * steps * rates["decode"]
     guard = next((g for g in groups if g.task == GUARD), None)
     if guard:

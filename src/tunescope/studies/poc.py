@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunescope import config as settings
@@ -20,13 +21,20 @@ from tunescope.studies.setup import begin, check, choose_once, record
 
 
 def run(
-    config: Config, *, command: str = "", resume: bool = False, study: str = "poc", progress: Progress | None = None
+    config: Config,
+    *,
+    command: str = "",
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    study: str = "poc",
+    progress: Progress | None = None,
 ) -> RunFolder:
     """Runs the whole study in ``config.output_dir``; continues there with ``resume=True``.
 
     Args:
         config: the settings.
         command: command line, for the record.
+        overrides: settings replaced on the command line, for the ledger.
         resume: continue an interrupted run.
         study: name in ``status.json``.
         progress: told what happens.
@@ -48,7 +56,7 @@ def run(
         if folder.has("verdict.json") and folder.has("costs.json"):
             folder.set_status("done", stage="done")
             return folder
-        bench = begin(checked, folder, command, progress)
+        bench = begin(checked, folder, command, progress, overrides=overrides)
         selections = choose_once(bench, checked.loaded, progress)
         del checked
         release_memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import getpass
+from collections.abc import Sequence
 from typing import Any
 
 from tunescope import evaluate, models
@@ -58,8 +59,12 @@ def check(config: Config, progress: Progress, *, needs_test: bool = True) -> Che
     return Checked(config, inputs, located, loaded, chat, device, threads)
 
 
-def begin(checked: Checked, folder: RunFolder, command: str, progress: Progress) -> Bench:
+def begin(
+    checked: Checked, folder: RunFolder, command: str, progress: Progress, *, overrides: Sequence[str] = ()
+) -> Bench:
     """Writes ``data.json`` and ``environment.json``; on resume compares with them instead.
+
+    The data that was accepted, and the settings that were replaced on the command line, go to the ledger.
 
     Raises:
         IntegrityError: on resume, data or weights are not those of the first time.
@@ -82,6 +87,8 @@ def begin(checked: Checked, folder: RunFolder, command: str, progress: Progress)
         "started": folder.read_json("status.json")["started"],
     }
     folder.write_json("environment.json", describe_environment() | facts)
+    if overrides:
+        record(folder, "overrides", {"settings": list(overrides)})
     warnings = sum(finding.severity == "warning" for finding in inputs.report.findings)
     record(folder, "data accepted", {"files": inputs.files, "warnings": warnings})
     return bench

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunescope import config as settings
@@ -20,7 +21,13 @@ from tunescope.studies.setup import begin, check, choose_once, record
 
 
 def run(
-    config: Config, arm: str, *, command: str = "", resume: bool = False, progress: Progress | None = None
+    config: Config,
+    arm: str,
+    *,
+    command: str = "",
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    progress: Progress | None = None,
 ) -> RunFolder:
     """Tunes one arm in ``config.output_dir``; weights go to ``weights/<arm>``.
 
@@ -28,6 +35,7 @@ def run(
         config: the settings; `arms` is ignored.
         arm: selected, random, lora-all or full.
         command: command line, for the record.
+        overrides: settings replaced on the command line, for the ledger.
         resume: continue an interrupted run.
         progress: told what happens.
 
@@ -46,7 +54,7 @@ def run(
         if folder.has("costs.json"):
             folder.set_status("done", stage="done")
             return folder
-        bench = begin(checked, folder, command, progress)
+        bench = begin(checked, folder, command, progress, overrides=overrides)
         selections = choose_once(bench, checked.loaded, progress)
         del checked
         release_memory()
