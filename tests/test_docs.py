@@ -22,7 +22,12 @@ TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 WITH_EXAMPLES = [name for name, text in TEXTS.items() if ">>>" in text]
 FENCE = re.compile(r"^(```+)(\w*)[^\n]*\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
 # A place on somebody's machine, a number in somebody's tracker, and what nobody outside can look up.
-NOT_FOR_READERS = (r"(?<![\w.])/(?:[w]ork|home|root|Users)\b", r"\bshared[/]", r"(?<![\w&(])#\d+\b", r"\bsess(?:ion)s?\b")
+NOT_FOR_READERS = (
+    r"(?<![\w.])/(?:[w]ork|home|root|Users)\b",
+    r"\bshared[/]",
+    r"(?<![\w&(])#\d+\b",
+    r"\bsess(?:ion)s?\b",
+)
 
 
 def typed(text: str) -> list[str]:
@@ -68,7 +73,9 @@ def test_examples_of_a_page_run(name, tmp_path, monkeypatch):
 
 
 def test_the_pages_that_need_examples_have_them():
-    assert {"README.md", "docs/engine.md", "docs/evaluation.md", "docs/ledger.md", "docs/models.md"} <= set(WITH_EXAMPLES)
+    assert {"README.md", "docs/engine.md", "docs/evaluation.md", "docs/ledger.md", "docs/models.md"} <= set(
+        WITH_EXAMPLES
+    )
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -98,7 +105,7 @@ def test_pages_name_nothing_that_only_the_authors_can_see(name, pattern):
 def test_settings_named_on_a_page_exist(name):
     groups = {key for key, field in config.Config.model_fields.items() if hasattr(field.annotation, "model_fields")}
     for group, key in re.findall(rf"`({'|'.join(groups)})\.(\w+)", TEXTS[name]):
-        if key in ("py", "jsonl", "json", "test", "train"):
+        if key == "json":  # the file of that name in a run folder
             continue
         fields = config.Config.model_fields[group].annotation.model_fields
         assert key in fields, f"{name}: there is no setting {group}.{key}"

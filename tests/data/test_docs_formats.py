@@ -36,6 +36,9 @@ def test_the_table_of_codes_is_that_of_the_source():
     folder = Path(tunescope.data.__file__).parent
     source = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
     raised = set(re.findall(r'(?:found\.add|RowProblem|_RowError|UnusableError)\(\s*"(\w+)"', source))
+    raised |= set(
+        re.findall(r'Finding\(\s*"(\w+)"', (folder.parent / "studies" / "inputs.py").read_text(encoding="utf-8"))
+    )
     raised |= {f"personal_{kind}" for kind in ("email", "phone", "card", "iban", "my_number")}
     described = set(re.findall(r"^\| `(\w+)` \| (?:error|warning|info)", PAGE, re.MULTILINE))
     assert described == raised

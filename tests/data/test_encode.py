@@ -16,7 +16,12 @@ TURNS = "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '<end>
 ANSWER = "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 THINK = "{{ '<think></think>' }}"
 # Qwen-like: an empty think block stands before the last answer, in the generation prompt or in the finished turn or in both.
-THINK_IN_PROMPT = TURNS + "{% if add_generation_prompt %}{{ '<assistant>' }}{% if not enable_thinking %}" + THINK + "{% endif %}{% endif %}"
+THINK_IN_PROMPT = (
+    TURNS
+    + "{% if add_generation_prompt %}{{ '<assistant>' }}{% if not enable_thinking %}"
+    + THINK
+    + "{% endif %}{% endif %}"
+)
 THINK_IN_TURN = (
     "{% for m in messages %}{{ '<' + m['role'] + '>' }}{% if loop.last and m['role'] == 'assistant' %}"
     + THINK
@@ -34,7 +39,8 @@ TEMPLATES = {
         "{% if add_generation_prompt %}{{ '<assistant>\n' }}{% endif %}"
     ),
     "system turn ignored": (
-        "{% for m in messages if m['role'] != 'system' %}{{ '<' + m['role'] + '>' + m['content'] + '<end>' }}{% endfor %}" + ANSWER
+        "{% for m in messages if m['role'] != 'system' %}{{ '<' + m['role'] + '>' + m['content'] + '<end>' }}{% endfor %}"
+        + ANSWER
     ),
     # The last turn's end is left to the end-of-text token.
     "no end marker": (
@@ -42,7 +48,9 @@ TEMPLATES = {
     ),
     "none": None,
 }
-EXAMPLE = Example("7", "routing", "Which desk?", "The door is stuck. 扉が動かない。", ("facility",), file="r.jsonl", line=7)
+EXAMPLE = Example(
+    "7", "routing", "Which desk?", "The door is stuck. 扉が動かない。", ("facility",), file="r.jsonl", line=7
+)
 SHOWN = Example("1", "routing", "Which desk?", "No screen.", ("it",), file="r.jsonl", line=1)
 
 
@@ -107,7 +115,9 @@ def test_the_end_token_stops_generation(chat):
 
 
 def test_generation_stops_at_the_end_of_turn_and_at_the_end_of_text():
-    tokenizer = tokenizer_with("{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '<turn>' }}{% endfor %}" + ANSWER)
+    tokenizer = tokenizer_with(
+        "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '<turn>' }}{% endfor %}" + ANSWER
+    )
     tokenizer.add_special_tokens({"additional_special_tokens": [*byte_tokenizer().all_special_tokens[1:], "<turn>"]})
     chat = ChatFormat(tokenizer)
     assert chat.decode([chat.end_id]) == "<turn>"
@@ -172,7 +182,9 @@ def test_an_answer_survives_encoding_and_decoding(text):
     ids=["instruction", "input", "target", "second target", "system", "history"],
 )
 def test_a_control_token_in_the_data_is_refused_with_its_place(chat, example):
-    with pytest.raises(DataError, match=r"r\.jsonl:7: the text contains '<\w+>', a control token of this model") as caught:
+    with pytest.raises(
+        DataError, match=r"r\.jsonl:7: the text contains '<\w+>', a control token of this model"
+    ) as caught:
         chat.encode(example)
     assert caught.value.exit_code == 2
 

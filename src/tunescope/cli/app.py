@@ -100,6 +100,7 @@ def tune(
     from tunescope.studies import tune as study
 
     settings = _load(config, overrides)
+    _blame(settings)
     with _progress() as progress:
         if dry_run:
             _print_preview(settings, *study.preview(settings, arm, progress), as_json=as_json)
@@ -126,6 +127,7 @@ def evaluate(
     from tunescope.studies import evaluate as study
 
     settings = _load(config, overrides)
+    _blame(settings)
     with _progress() as progress:
         if dry_run:
             _print_preview(settings, *study.preview(settings, weights or [], progress), as_json=as_json)
@@ -289,12 +291,11 @@ def _poc(settings: Config, study_name: str, overrides: list[str], dry_run: bool,
     from tunescope.errors import GateError
     from tunescope.studies import poc as study
 
-    global current_run  # noqa: PLW0603 - only for the place of the traceback of a bug
+    _blame(settings)
     with _progress() as progress:
         if dry_run:
             _print_preview(settings, *study.preview(settings, progress), as_json=as_json)
             return
-        current_run = settings.output_dir
         gate: GateError | None = None
         try:
             folder = study.run(
@@ -307,6 +308,12 @@ def _poc(settings: Config, study_name: str, overrides: list[str], dry_run: bool,
     _finish(folder, as_json)
     if gate is not None:
         raise gate
+
+
+def _blame(settings: Config) -> None:
+    """Notes where the traceback of a bug goes."""
+    global current_run  # noqa: PLW0603 - only for that
+    current_run = settings.output_dir
 
 
 def _load(config: Path, overrides: list[str] | None) -> Config:

@@ -39,19 +39,22 @@ def _run(app: typer.Typer, arguments: list[str] | None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _say(
-                f"error: {error.filename or 'the disk'}: no space left; free some, then run the same command with --resume"
-            )
-            return 2
-        return _unexpected(error)
     except Exception as error:
+        if _is_disk_full(error):
+            where = getattr(error, "filename", None) or "the disk"
+            _say(f"error: {where}: no space left; free some, then run the same command with --resume")
+            return 2
         # Usage errors are click's; typer carries a copy of click inside, whose classes have no public name.
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             return 2
         return _unexpected(error)
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """Whether there is no room left; safetensors tells so only in the text of an error of its own."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
 
 
 def _unexpected(error: Exception) -> int:

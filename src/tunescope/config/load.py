@@ -134,4 +134,6 @@ def _apply_override(values: dict[str, Any], lines: dict[Location, int | str], ov
     for older in [location for location in lines if location[: len(place)] == place]:
         del lines[older]
     lines[place] = f"override {override}"
+    for end in range(1, len(place)):
+        lines.setdefault(place[:end], f"override {override}")  # what it made on the way
     return None

@@ -54,6 +54,12 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes what YAML 1.1 and what `_Loader` would read as something else than text."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Without escapes PyYAML folds the rarer line ends to a space.
+        return self.represent_scalar(_TEXT, data, style='"' if set(data) & set("\r\x85\u2028\u2029") else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 _Loader.yaml_implicit_resolvers = {}
 # More digits stay text, and validation names them.

@@ -86,14 +86,15 @@ class Task:
 
     @property
     def version(self) -> str:
-        """Hash (16 hex digits) of what is scored: test examples, labels, metric; compare scores only within one."""
-        rows = [
-            [e.instruction, e.input, list(e.targets), e.system, [list(turn) for turn in e.history]] for e in self.test
-        ]
-        rows += [
-            [name, e.instruction, e.input, list(e.targets), e.system, [list(turn) for turn in e.history]]
-            for name, examples in sorted(self.out_of_domain.items())
+        """Hash (16 hex digits) of what is scored: test examples in any order, labels, metric.
+
+        Scores may only be compared within one version.
+        """
+        groups = [("", self.test), *self.out_of_domain.items()]
+        rows = sorted(
+            json.dumps([name, e.instruction, e.input, e.targets, e.system, e.history], ensure_ascii=False)
+            for name, examples in groups
             for e in examples
-        ]
-        text = json.dumps([self.metric, self.labels, rows], ensure_ascii=False, sort_keys=True)
+        )
+        text = json.dumps([self.metric, self.labels, rows], ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

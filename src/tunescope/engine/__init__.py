@@ -13,7 +13,7 @@ from tunescope.engine.moving import (
     to_inference,
 )
 from tunescope.engine.tuner import Recipe, Tuner, load_weights, scheduled
-from tunescope.engine.weights import attach, save, weight_bytes
+from tunescope.engine.weights import attach, check_fits, save, weight_bytes
 
 __all__ = [
     "CANDIDATES",
@@ -28,6 +28,7 @@ __all__ = [
     "Watch",
     "asserts_backward_stops",
     "attach",
+    "check_fits",
     "check_selection",
     "describe",
     "load_weights",

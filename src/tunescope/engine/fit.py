@@ -100,8 +100,8 @@ class Fit:
                 record = self._check(record)
                 stopped = 0 < self.checks.patience <= self._best["without_gain"] and not last
                 self._best["finished"] = last or stopped
+                yield record  # before the checkpoint that counts it: a kill in between repeats the step, and no record is lost
                 self._save()
-                yield record
             else:
                 yield record
             if self.should_stop() and not self._best["finished"]:

@@ -199,8 +199,9 @@ def to_inference(moving: Moving) -> Any:
     LoRA matrices stay in float32, as PEFT loads them; moved weights go back to `Moving.dtype`.
     """
     if moving.selection.method == "weights":
-        with torch.no_grad():
-            bare(moving.model).to(moving.dtype)
+        for parameter in moving.parameters.values():
+            # Not model.to(): it would round the rotary frequencies too, which are float32 in a loaded model.
+            parameter.data = parameter.data.to(moving.dtype)
     moving.model.requires_grad_(False)
     moving.model.eval()
     return moving.model

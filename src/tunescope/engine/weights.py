@@ -11,7 +11,7 @@ from typing import Any
 from tunescope.engine.checkpoint import read_tensors, write_tensors
 from tunescope.engine.moving import Moving, check_selection
 from tunescope.errors import IntegrityError, ModelError
-from tunescope.models import Loaded, bare, blocks, canonical_name
+from tunescope.models import Loaded, bare, blocks, canonical_name, locate
 from tunescope.runs.records import Selection
 
 _CHANGED = "changed.safetensors"
@@ -80,11 +80,37 @@ def attach(loaded: Loaded, folder: Path) -> Any:
         return _attach_adapter(loaded, folder)
     if (folder / _CHANGED).is_file():
         return _attach_changed(loaded, folder)
-    raise ModelError(f"{folder}: holds neither adapter_config.json nor {_CHANGED}")
+    raise ModelError(_no_weights(folder))
 
 
-def _attach_adapter(loaded: Loaded, folder: Path) -> Any:
-    from peft import PeftModel
+def check_fits(loaded: Loaded, folder: Path) -> None:
+    """Looks at saved weights without changing the model: to be called before anything slow.
+
+    Args:
+        loaded: the base model.
+        folder: what `save` wrote, or any PEFT adapter.
+
+    Raises:
+        ModelError: the folder holds no weights, or weights for another model.
+        IntegrityError: the weights are damaged.
+    """
+    if (folder / "config.json").is_file():
+        locate(str(folder))
+    elif (folder / "adapter_config.json").is_file():
+        _check_adapter(loaded, folder)
+    elif (folder / _CHANGED).is_file():
+        _read_changed(loaded, folder)
+    else:
+        raise ModelError(_no_weights(folder))
+
+
+def _no_weights(folder: Path) -> str:
+    below = sorted(path.parent.name for path in folder.glob("weights/*/selection.json"))
+    hint = f"; it is a run, give one of its arms: {folder / 'weights' / below[0]}" if below else ""
+    return f"{folder}: holds neither adapter_config.json nor {_CHANGED}{hint}"
+
+
+def _check_adapter(loaded: Loaded, folder: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     file = folder / "adapter_model.safetensors"
@@ -92,20 +118,33 @@ def _attach_adapter(loaded: Loaded, folder: Path) -> Any:
         raise ModelError(f"{folder}: adapter_model.safetensors is missing (pickled adapters are not read)")
     try:
         with safe_open(file, framework="pt") as tensors:
-            names = list(tensors.keys())
+            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"{file}: damaged ({str(error).splitlines()[0][:120]})") from None
-    own = {canonical_name(n, loaded.family).rsplit(".", 1)[0] for n, _ in loaded.model.named_parameters()}
-    wanted = {canonical_name(n, loaded.family).split(".lora_")[0] for n in names}
-    if strange := sorted(wanted - own):
-        raise ModelError(
-            f"{folder}: the adapter is for another base model; it adapts {strange[0]}, which {loaded.info.name} lacks"
-        )
+    own = {canonical_name(n, loaded.family).rsplit(".", 1)[0]: p.shape for n, p in loaded.model.named_parameters()}
+    for name, shape in sorted(shapes.items()):
+        where, _, matrix = canonical_name(name, loaded.family).partition(".lora_")
+        if where not in own:
+            raise ModelError(
+                f"{folder}: the adapter is for another base model; it adapts {where}, which {loaded.info.name} lacks"
+            )
+        axis = {"A": 1, "B": 0}.get(matrix[:1])
+        if matrix[1:] == ".weight" and axis is not None and shape[axis] != own[where][axis]:
+            raise ModelError(
+                f"{folder}: the adapter is for another base model; its {where} has width {shape[axis]}, that of {loaded.info.name} "
+                f"{own[where][axis]}"
+            )
+
+
+def _attach_adapter(loaded: Loaded, folder: Path) -> Any:
+    from peft import PeftModel
+
+    _check_adapter(loaded, folder)
     try:
         model = PeftModel.from_pretrained(loaded.model, folder)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{folder}: the adapter does not fit {loaded.info.name} ({str(error).splitlines()[0][:160]})"
+            f"{folder}: the adapter does not fit {loaded.info.name} ({(str(error).splitlines() or [''])[0][:160]})"
         ) from None
     return model.requires_grad_(False).eval()
 
@@ -113,13 +152,22 @@ def _attach_adapter(loaded: Loaded, folder: Path) -> Any:
 def _attach_changed(loaded: Loaded, folder: Path) -> Any:
     import torch
 
+    own = {canonical_name(n, loaded.family): p for n, p in loaded.model.named_parameters()}
+    with torch.no_grad():
+        for name, tensor in _read_changed(loaded, folder).items():
+            own[name].copy_(tensor)
+    return loaded.model
+
+
+def _read_changed(loaded: Loaded, folder: Path) -> dict[str, Any]:
     tensors, _ = read_tensors(folder / _CHANGED)
-    selection = Selection.from_dict(json.loads((folder / "selection.json").read_text()))
+    try:
+        selection = Selection.from_dict(json.loads((folder / "selection.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{folder / 'selection.json'}: missing or damaged ({str(error)[:120]})") from None
     check_selection(selection, n_layers=len(blocks(loaded.model)))
     own = {canonical_name(n, loaded.family): p for n, p in loaded.model.named_parameters()}
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             raise ModelError(f"{folder}: changed weight {name} does not fit {loaded.info.name}")
-        with torch.no_grad():
-            own[name].copy_(tensor)
-    return loaded.model
+    return tensors

@@ -214,9 +214,10 @@ def _locate_gguf(name: str, path: Path) -> Located:
             raise ModelError(f"{name}: not a GGUF file (it does not begin with the letters GGUF)")
     digest = package.sha256_of(path)
     target = package.cached_copy(digest)
-    with package.locked(target):
-        if not package.is_complete(target):
-            package.convert_gguf(path, target, digest=digest, source=path.name, licence=None)
+    if not package.is_complete(target):
+        with package.locked(target):
+            if not package.is_complete(target):
+                package.convert_gguf(path, target, digest=digest, source=path.name, licence=None)
     return Located(name, "gguf", str(target), None, _combined(package.verify_copy(target)))
 
 
@@ -235,7 +236,7 @@ def _locate_folder(name: str, path: Path) -> Located:
         if (path / "adapter_config.json").is_file():
             raise ModelError(f"{name}: is an adapter, not a model; name its base model here")
         raise ModelError(f"{name}: has no config.json")
-    if package.is_complete(path):
+    if package.is_converted(path):
         package.verify_copy(path)
     for weight in weights:
         _check_safetensors(weight)

@@ -77,6 +77,11 @@ def is_complete(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()
 
 
+def is_converted(folder: Path) -> bool:
+    """Tells whether tunescope made a folder; a manifest.json of another program does not count."""
+    return is_complete(folder) and "gguf_sha256" in (folder / "manifest.json").read_text(encoding="utf-8", errors="replace")
+
+
 def pull(model: PackagedModel) -> Path:
     """Makes sure that the converted copy of a packaged model lies in the cache.
 
@@ -91,6 +96,8 @@ def pull(model: PackagedModel) -> Path:
         IntegrityError: the file in the package has another sha256 than recorded here.
     """
     target = cached_copy(model.sha256)
+    if is_complete(target):  # nothing to write: a shared cache may be read-only
+        return target
     with locked(target):
         if is_complete(target):
             return target
@@ -200,14 +207,16 @@ def verify_copy(folder: Path) -> dict[str, str]:
     """Checks a converted copy against its manifest and returns the sha256 of its files.
 
     Raises:
-        IntegrityError: a file is missing or changed.
+        IntegrityError: a file, the manifest included, is missing or changed.
     """
-    hashes: dict[str, str] = json.loads((folder / "manifest.json").read_text())["sha256"]
+    again = "remove the folder, then run `tunescope models pull`"
+    try:
+        hashes: dict[str, str] = dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"])
+    except (OSError, ValueError, TypeError, KeyError):
+        raise IntegrityError(f"{folder / 'manifest.json'}: missing or damaged; {again}") from None
     for name, digest in hashes.items():
         if not (folder / name).is_file() or sha256_of(folder / name) != digest:
-            raise IntegrityError(
-                f"{folder / name}: missing or changed since it was converted; remove the folder, then run `tunescope models pull`"
-            )
+            raise IntegrityError(f"{folder / name}: missing or changed since it was converted; {again}")
     return hashes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib.metadata
 import os
 import platform
@@ -33,6 +34,14 @@ def describe_environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
     }
+
+
+def user_name() -> str:
+    """Returns who runs this: the login name, or the user's number where the system knows no name (some containers)."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # which one depends on system and version
+        return f"uid {os.getuid()}" if hasattr(os, "getuid") else "unknown"
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -85,12 +85,14 @@ def match_layers(patterns: Sequence[str], layers: Sequence[str]) -> tuple[str, .
         layers: canonical block names in the order of the model.
 
     Raises:
-        ModelError: a pattern matches nothing; the message names the nearest real names.
+        ModelError: a pattern matches nothing, or there is none; the message names the nearest real names.
 
     Example:
         >>> match_layers(["block.1-2"], ["block.0", "block.1", "block.2"])
         ('block.1', 'block.2')
     """
+    if not patterns:
+        raise ModelError(f"no layer pattern given, so nothing would move; this model has {layers[0]} to {layers[-1]}")
     problems: list[str] = []
     chosen: set[str] = set()
     for pattern in patterns:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tunescope import engine, evaluate, layers, models, select
 from tunescope.config import Arm, Config
-from tunescope.data import ChatFormat, Encoded, Example
+from tunescope.data import ChatFormat, Encoded, Example, Task
 from tunescope.errors import ConfigError
 from tunescope.models import Loaded, Located
 from tunescope.runs.folder import RunFolder
@@ -102,6 +102,8 @@ def choose(bench: Bench, loaded: Loaded, progress: Progress) -> tuple[list[Layer
     names = models.block_names(loaded.info.n_layers)
     parts = tuple(config.tuning.target_modules)
     method = config.tuning.method
+    # With `weights` and all parts named, a block moves as a whole, its norms included.
+    own_parts = () if method == "weights" and set(parts) == set(models.PARTS) else parts
     count = select.budget_layers(len(names), config.selection.budget)
     scores: list[LayerScores] = []
     selections: dict[str, Selection] = {}
@@ -119,11 +121,11 @@ def choose(bench: Bench, loaded: Loaded, progress: Progress) -> tuple[list[Layer
             scores.append(found)
             chosen = select.choose_top(found, count)
             why = f"the {count} of {len(names)} blocks with the largest mean gradient norm over {found.n} training examples"
-        selections[Arm.SELECTED.value] = Selection(method, chosen, parts if method == "lora" else (), why)
+        selections[Arm.SELECTED.value] = Selection(method, chosen, own_parts, why)
     if Arm.RANDOM in config.arms:
         drawn = select.choose_random(names, count, seed=config.seed, avoid=chosen)
         why = f"{count} of {len(names)} blocks drawn at random (seed {config.seed}): the control at the same budget"
-        selections[Arm.RANDOM.value] = Selection(method, drawn, parts if method == "lora" else (), why)
+        selections[Arm.RANDOM.value] = Selection(method, drawn, own_parts, why)
     if Arm.LORA_ALL in config.arms:
         selections[Arm.LORA_ALL.value] = Selection("lora", names, parts, f"LoRA on all {len(names)} blocks")
     if Arm.FULL in config.arms:
@@ -169,6 +171,7 @@ def tune_arm(bench: Bench, arm: str, selection: Selection, progress: Progress) -
         bench.run.write_json(
             f"arms/{arm}/moves.json", {"selection": moving.selection.to_dict(), "text": engine.describe(moving)}
         )
+        _count_in_layers(bench, arm, moving.selection)
 
         def make_tuner(rate: float) -> engine.Tuner:
             recipe = engine.Recipe(
@@ -212,6 +215,13 @@ def tune_arm(bench: Bench, arm: str, selection: Selection, progress: Progress) -
     for name in ("checkpoint.safetensors", "best.safetensors"):
         (folder / name).unlink(missing_ok=True)
     return cost
+
+
+def _count_in_layers(bench: Bench, arm: str, selection: Selection) -> None:
+    """Puts the selection with its counts into ``layers.json``, which was written before the arm was prepared."""
+    values = bench.run.read_json("layers.json")
+    values["selections"][arm] = selection.to_dict()
+    bench.run.write_json("layers.json", values)
 
 
 def _learning_rate(
@@ -346,19 +356,21 @@ def read_scored(bench: Bench, arms: Sequence[str]) -> list[evaluate.Scored]:
         arm: iter([Answer.from_dict(row["answer"]) for row in bench.run.read_jsonl(f"arms/{arm}/answers.jsonl")])
         for arm in arms
     }
+    guard = Task(GUARD, GUARD, "loss", test=bench.inputs.guard)
+    tasks = {task.name: task for task in (*bench.inputs.tasks, guard)}
     scored = []
     for group in test_groups(bench.inputs):
-        task = next((t for t in bench.inputs.tasks if t.name == group.task), None)
+        task = tasks[group.task]
         scored.append(
             evaluate.Scored(
                 task=group.task,
                 role=group.role,
                 dataset=group.dataset,
-                metric=task.metric if task else "loss",
-                labels=task.labels if task else None,
+                metric=task.metric,
+                labels=task.labels,
                 references=tuple(e.targets[0] for e in group.examples),
                 answers={arm: [next(answers[arm]) for _ in group.examples] for arm in arms},
-                version=task.version if task else "",
+                version=task.version,
             )
         )
     return scored

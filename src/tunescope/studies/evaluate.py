@@ -7,11 +7,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tunescope import config as settings
-from tunescope import engine
+from tunescope import engine, models
 from tunescope.config import Arm, Config
-from tunescope.errors import ConfigError
+from tunescope.errors import ConfigError, IntegrityError
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies.arms import measure_arm, remove_scratch
@@ -19,7 +20,9 @@ from tunescope.studies.conclude import write_costs, write_results, write_verdict
 from tunescope.studies.forecast import forecast_arms
 from tunescope.studies.machine import release_memory
 from tunescope.studies.progress import Progress, Silent
-from tunescope.studies.setup import begin, check, record, write_layers
+from tunescope.studies.setup import begin, check, finished, record, write_layers
+
+_MEASURES = "weights to measure"
 
 
 def run(
@@ -43,6 +46,7 @@ def run(
 
     Raises:
         ConfigError: two folders have the same name, or nothing is to be measured.
+        IntegrityError: on resume, data or weights are not those of the first time.
         TunescopeError: see `tunescope.errors`.
     """
     progress = progress or Silent()
@@ -51,14 +55,23 @@ def run(
     config = _untuned_only(config)
     text, study = settings.dump(config), "evaluate"
     RunFolder.check_free(config.output_dir, text, study=study, resume=resume)
+    measured = {
+        name: {"path": str(path), "sha256": {p.name: models.sha256_of(p) for p in sorted(path.glob("*.safetensors"))}}
+        for name, path in named.items()
+    }
+    _refuse_other_weights(RunFolder(config.output_dir), measured)
+    if resume and (whole := finished(config.output_dir)):
+        return whole
     checked = check(config, progress)
+    for path in named.values():
+        engine.check_fits(checked.loaded, path)
     folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
     with folder.locked():
         bench = begin(checked, folder, command, progress, overrides=overrides)
         arms = [arm.value for arm in config.arms] + list(named)
         forecasts = forecast_arms(bench, arms, {}, progress)
         progress.plan({f"{f.arm}: measure": f.evaluation_seconds for f in forecasts})
-        record(folder, "weights to measure", {name: str(path) for name, path in named.items()})
+        record(folder, _MEASURES, measured)
         write_layers(folder, [], {})
         del checked
         release_memory()
@@ -85,7 +98,10 @@ def preview(
     config = _untuned_only(config)
     with tempfile.TemporaryDirectory(prefix="tunescope-dry-run-") as scratch:
         folder = RunFolder.create(Path(scratch) / "run", settings.dump(config), study="dry-run", command="")
-        bench = begin(check(config, progress), folder, "", progress)
+        checked = check(config, progress)
+        for path in named.values():
+            engine.check_fits(checked.loaded, path)
+        bench = begin(checked, folder, "", progress)
         return forecast_arms(bench, [arm.value for arm in config.arms] + list(named), {}, progress), {}
 
 
@@ -112,6 +128,17 @@ def name_arms(weights: Sequence[Path]) -> dict[str, Path]:
     if problems:
         raise ConfigError(problems)
     return named
+
+
+def _refuse_other_weights(folder: RunFolder, measured: dict[str, Any]) -> None:
+    """Stops a resume with weights that are not those of the first time; the settings do not name them, the ledger does."""
+    before = next((row["details"] for row in folder.read_jsonl("ledger.jsonl") if row["event"] == _MEASURES), measured)
+    if before != measured:
+        shown = ", ".join(str(weights["path"]) for weights in before.values()) or "none"
+        raise IntegrityError(
+            f"{folder.path}: this run measures other weights ({shown}), or they changed since it began; give the same ones to resume, or "
+            "choose another output_dir"
+        )
 
 
 def _untuned_only(config: Config) -> Config:

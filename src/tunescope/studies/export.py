@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from tunescope import engine, models
 from tunescope.errors import ModelError, RunError, did_you_mean
 from tunescope.runs import ledger
+from tunescope.runs.environment import user_name
 from tunescope.runs.folder import RunFolder
 
 
@@ -62,9 +62,7 @@ def run(run_folder: Path, arm: str, target: Path, *, form: str = "merged") -> Pa
         shutil.rmtree(scratch, ignore_errors=True)
     hashes = {path.name: models.sha256_of(path) for path in sorted(target.glob("*.safetensors"))}
     details = {"arm": arm, "format": form, "to": str(target), "sha256": hashes}
-    ledger.append(
-        folder.path / "ledger.jsonl", "export", details, actor=getpass.getuser(), key=ledger.key_from_environment()
-    )
+    ledger.append(folder.path / "ledger.jsonl", "export", details, actor=user_name(), key=ledger.key_from_environment())
     return target
 
 

@@ -84,6 +84,16 @@ def read_inputs(config: Config, *, personal: bool = True, done: Callable[[str], 
         if settings.test:
             files.append(TaskFile(_read(settings, settings.test), "test"))
         files += [TaskFile(_read(settings, path), "out_of_domain") for path in settings.out_of_domain]
+        stems = [path.stem for path in settings.out_of_domain]
+        if twice := [path for path in settings.out_of_domain if stems.count(path.stem) > 1]:
+            raise ConfigError(
+                f"task {settings.name!r}: {len(twice)} out_of_domain files are named {twice[0].stem!r}; their names tell them apart in the "
+                "report: rename one"
+            )
+        if settings.name == GUARD:
+            raise ConfigError(
+                f"a task cannot be named {GUARD!r}, which is what the guard set is called in the results; rename it"
+            )
         done(settings.name)
     files += [TaskFile(read_file(path, task=GUARD, shown_as=_shown(path)), "guard") for path in config.guard]
     report = build_report(

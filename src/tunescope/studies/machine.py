@@ -30,7 +30,10 @@ def pick_device(wanted: str) -> str:
 
 
 def set_threads(wanted: int | None) -> int:
-    """Sets and returns the number of CPU threads; the default is the cores that this process may use."""
+    """Sets and returns the number of CPU threads: the setting, else ``OMP_NUM_THREADS``, else the cores that this process may use."""
+    from_environment = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted is None and from_environment.isdigit() and int(from_environment) > 0:
+        wanted = int(from_environment)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = wanted or available
     torch.set_num_threads(threads)

@@ -17,7 +17,7 @@ from tunescope.studies.conclude import write_costs, write_results, write_verdict
 from tunescope.studies.forecast import forecast_arms, forecast_once
 from tunescope.studies.machine import release_memory
 from tunescope.studies.progress import Progress, Silent
-from tunescope.studies.setup import begin, check, choose_once, record
+from tunescope.studies.setup import begin, check, choose_once, finished, record
 
 
 def run(
@@ -50,12 +50,11 @@ def run(
     started = time.perf_counter()
     text = settings.dump(config)
     RunFolder.check_free(config.output_dir, text, study=study, resume=resume)
+    if resume and (whole := finished(config.output_dir)):
+        return _through_gate(config, whole)
     checked = check(config, progress)
     folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
     with folder.locked():
-        if folder.has("verdict.json") and folder.has("costs.json"):
-            folder.set_status("done", stage="done")
-            return folder
         bench = begin(checked, folder, command, progress, overrides=overrides)
         selections = choose_once(bench, checked.loaded, progress)
         del checked
@@ -83,15 +82,11 @@ def run(
 
         folder.set_status("running", stage="decide")
         progress.stage("compare the arms")
-        decision = write_verdict(bench, write_results(bench, [cost.arm for cost in costs]), costs)
+        write_verdict(bench, write_results(bench, [cost.arm for cost in costs]), costs)
         write_costs(bench, forecasts, costs, time.perf_counter() - started)
         remove_scratch(folder)
         folder.set_status("done", stage="done")
-    if config.gate.fail and decision.decision != "tune":
-        raise GateError(
-            f"gate: the verdict is {decision.decision.replace('_', ' ')} and gate.fail is set; see {folder.path / 'report.html'}"
-        )
-    return folder
+    return _through_gate(config, folder)
 
 
 def preview(config: Config, progress: Progress | None = None) -> tuple[list[Forecast], dict[str, Selection]]:
@@ -103,3 +98,12 @@ def preview(config: Config, progress: Progress | None = None) -> tuple[list[Fore
         bench = begin(checked, folder, "", progress)
         _, selections = choose(bench, checked.loaded, progress)
         return forecast_arms(bench, [a.value for a in config.arms], selections, progress), selections
+
+
+def _through_gate(config: Config, folder: RunFolder) -> RunFolder:
+    decision = folder.read_json("verdict.json")["decision"]
+    if config.gate.fail and decision != "tune":
+        raise GateError(
+            f"gate: the verdict is {decision.replace('_', ' ')} and gate.fail is set; see {folder.path / 'report.html'}"
+        )
+    return folder

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import getpass
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from tunescope import evaluate, models
-from tunescope.config import Config
+from tunescope import engine, evaluate, models, select
+from tunescope.config import Arm, Config
 from tunescope.data import ChatFormat
-from tunescope.errors import DataError, IntegrityError
+from tunescope.errors import ConfigError, DataError, IntegrityError, ModelError
 from tunescope.models import Loaded, Located
 from tunescope.runs import ledger
-from tunescope.runs.environment import describe_environment
+from tunescope.runs.environment import describe_environment, user_name
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import LayerScores, Selection
-from tunescope.studies.arms import Bench, choose, test_groups
-from tunescope.studies.inputs import Inputs, encode_inputs, read_inputs, refuse
+from tunescope.studies.arms import TUNED, Bench, choose, remove_scratch, test_groups
+from tunescope.studies.inputs import Inputs, demonstrations, encode_inputs, read_inputs, refuse
 from tunescope.studies.machine import pick_device, set_threads
 from tunescope.studies.progress import Progress
 
@@ -56,7 +56,82 @@ def check(config: Config, progress: Progress, *, needs_test: bool = True) -> Che
     chat = ChatFormat(loaded.tokenizer)
     inputs = encode_inputs(config, inputs, chat)
     refuse(inputs.report)
+    _refuse_unfit(config, inputs, loaded, chat)
     return Checked(config, inputs, located, loaded, chat, device, threads)
+
+
+def _refuse_unfit(config: Config, inputs: Inputs, loaded: Loaded, chat: ChatFormat) -> None:
+    """Names all settings that do not fit the data or the model, before anything is written or takes long."""
+    problems: list[str] = []
+    tuned = [arm for arm in config.arms if arm in TUNED]
+    if tuned and not inputs.train:
+        problems.append(
+            f"arms {', '.join(tuned)}: nothing to tune on, there is no (usable) training example; give a task `train` data, or keep "
+            "only the arms nothing and prompt"
+        )
+    elif tuned and config.tuning.learning_rate == "auto" and not inputs.validation:
+        problems.append(
+            f"tuning.learning_rate is auto, which needs held-out examples, and {len(inputs.train)} training examples with "
+            f"data.validation_fraction {config.data.validation_fraction:g} give none; raise it, add examples, or set a number such as 5e-4"
+        )
+    if Arm.PROMPT in config.arms:
+        problems += [
+            f"arm prompt: task {task.name!r} has no training example to show in the prompt; give it `train` data, or drop the arm"
+            for task in inputs.tasks
+            if not demonstrations(task, 1) and (task.test or task.out_of_domain)
+        ]
+    names = models.block_names(loaded.info.n_layers)
+    chosen_by_hand = config.selection.blocks if Arm.SELECTED in config.arms else None
+    try:
+        if chosen_by_hand:
+            select.match_layers(chosen_by_hand, names)
+    except ModelError as error:
+        problems += [f"selection.blocks: {problem}" for problem in error.problems]
+    try:
+        if tuned:
+            wanted = Selection("lora", names, tuple(config.tuning.target_modules), "")
+            engine.check_selection(wanted, n_layers=len(names))
+    except ModelError as error:
+        problems += [f"tuning.target_modules: {problem}" for problem in error.problems]
+    problems += _too_long(config, inputs, loaded, chat)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _too_long(config: Config, inputs: Inputs, loaded: Loaded, chat: ChatFormat) -> list[str]:
+    """Tasks whose longest row, demonstrations included, is more than the model can read."""
+    most = getattr(loaded.model.config, "max_position_embeddings", None)
+    problems = []
+    for task in inputs.tasks:
+        tables = [f for f in inputs.report.files if f.task == task.name and f.prompt_tokens]
+        if most is None or not tables:
+            continue
+        answers = max(f.target_tokens["max"] for f in tables)
+        needed = max(f.prompt_tokens["max"] for f in tables)
+        needed += answers if task.labels is not None else max(answers, config.evaluation.max_new_tokens)
+        shown = demonstrations(task, config.evaluation.demonstrations) if Arm.PROMPT in config.arms else ()
+        for example in task.test[:1] if shown else ():
+            with_shown = chat.encode(example, demonstrations=shown)
+            needed += len(with_shown.prompt_ids) - len(chat.encode(example).prompt_ids)
+        if needed > most:
+            with_what = f" with {len(shown)} demonstrations" if shown else ""
+            problems.append(
+                f"task {task.name!r}: its longest row{with_what} needs {needed} tokens, answer included; {loaded.info.name} reads at most "
+                f"{most}. Shorten the rows, or lower evaluation.demonstrations or evaluation.max_new_tokens"
+            )
+    return problems
+
+
+def finished(path: Path) -> RunFolder | None:
+    """Returns the run in a folder if it is complete, or None; a run that was killed while it tidied up is tidied up."""
+    folder = RunFolder(path)
+    if not folder.has("costs.json"):  # written last
+        return None
+    if folder.read_json("status.json")["state"] != "done":
+        with folder.locked():
+            remove_scratch(folder)
+            folder.set_status("done", stage="done")
+    return folder
 
 
 def begin(
@@ -69,29 +144,33 @@ def begin(
     Raises:
         IntegrityError: on resume, data or weights are not those of the first time.
     """
-    config, inputs, loaded = checked.config, checked.inputs, checked.loaded
-    bench = Bench(config, checked.located, inputs, checked.chat, checked.device, folder)
+    inputs, loaded = checked.inputs, checked.loaded
+    bench = Bench(checked.config, checked.located, inputs, checked.chat, checked.device, folder)
     if folder.has("environment.json"):
         _check_unchanged(folder.read_json("environment.json"), inputs, loaded, checked.threads, progress)
-        return bench
-    folder.write_json("data.json", inputs.report.to_dict())
-    facts = {
-        "threads": checked.threads,
-        "device": checked.device,
-        "dtype": config.dtype,
-        "seed": config.seed,
-        "command": command,
-        "model": dataclasses.asdict(loaded.info),
-        "files": inputs.files,
-        "score_batch_noise": _score_noise(bench, loaded),
-        "started": folder.read_json("status.json")["started"],
-    }
-    folder.write_json("environment.json", describe_environment() | facts)
+    else:
+        folder.write_json("data.json", inputs.report.to_dict())
+        folder.write_json("environment.json", _environment(checked, bench, command))
     if overrides:
         record(folder, "overrides", {"settings": list(overrides)})
     warnings = sum(finding.severity == "warning" for finding in inputs.report.findings)
     record(folder, "data accepted", {"files": inputs.files, "warnings": warnings})
     return bench
+
+
+def _environment(checked: Checked, bench: Bench, command: str) -> dict[str, Any]:
+    facts = {
+        "threads": checked.threads,
+        "device": checked.device,
+        "dtype": checked.config.dtype,
+        "seed": checked.config.seed,
+        "command": command,
+        "model": dataclasses.asdict(checked.loaded.info),
+        "files": checked.inputs.files,
+        "score_batch_noise": _score_noise(bench, checked.loaded),
+        "started": bench.run.read_json("status.json")["started"],
+    }
+    return describe_environment() | facts
 
 
 def choose_once(bench: Bench, loaded: Loaded, progress: Progress) -> dict[str, Selection]:
@@ -118,14 +197,15 @@ def record(folder: RunFolder, event: str, details: dict[str, Any]) -> None:
     path = folder.path / "ledger.jsonl"
     if any(row["event"] == event and row["details"] == details for row in folder.read_jsonl("ledger.jsonl")):
         return
-    ledger.append(path, event, details, actor=getpass.getuser(), key=ledger.key_from_environment())
+    ledger.append(path, event, details, actor=user_name(), key=ledger.key_from_environment())
 
 
 def _check_unchanged(before: dict[str, Any], inputs: Inputs, loaded: Loaded, threads: int, progress: Progress) -> None:
-    changed = [path for path, digest in inputs.files.items() if before["files"].get(path) != digest]
-    changed += [path for path in before["files"] if path not in inputs.files]
+    # The settings are the same, so the files come in the same order; their paths are shown relative to the working directory.
     problems = [
-        f"{path}: changed since this run began; put it back, or start again in another output_dir" for path in changed
+        f"{path}: changed since this run began; put it back, or start again in another output_dir"
+        for (path, digest), known in zip(inputs.files.items(), before["files"].values(), strict=True)
+        if digest != known
     ]
     if before["model"]["sha256"] != loaded.info.sha256:
         problems.append(

@@ -17,7 +17,7 @@ from tunescope.studies.conclude import write_costs
 from tunescope.studies.forecast import forecast_arms, forecast_once
 from tunescope.studies.machine import release_memory
 from tunescope.studies.progress import Progress, Silent
-from tunescope.studies.setup import begin, check, choose_once, record
+from tunescope.studies.setup import begin, check, choose_once, finished, record
 
 
 def run(
@@ -48,12 +48,11 @@ def run(
     config = _only(config, arm)
     text, study = settings.dump(config), "tune"
     RunFolder.check_free(config.output_dir, text, study=study, resume=resume)
+    if resume and (whole := finished(config.output_dir)):
+        return whole
     checked = check(config, progress, needs_test=False)
     folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
     with folder.locked():
-        if folder.has("costs.json"):
-            folder.set_status("done", stage="done")
-            return folder
         bench = begin(checked, folder, command, progress, overrides=overrides)
         selections = choose_once(bench, checked.loaded, progress)
         del checked

@@ -82,7 +82,9 @@ def tiny_model(
         common |= {"sliding_window": 16, "query_pre_attn_scalar": d_model // 4}
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **common)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=register()).to(dtype)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=register())
+    for parameter in model.parameters():  # not model.to(): a model loaded in bfloat16 has float32 rotary frequencies
+        parameter.data = parameter.data.to(dtype)
     return model.requires_grad_(False).eval()
 
 

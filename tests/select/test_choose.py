@@ -1,0 +1,156 @@
+"""Choosing blocks: by score, at random with the same budget, by name; and never silently nothing."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunescope.errors import ModelError, UserError
+from tunescope.runs.records import LayerScores
+from tunescope.select import budget_layers, choose_random, choose_top, match_layers
+
+LAYERS = tuple(f"block.{i}" for i in range(30))
+
+
+def scores(values: list[float]) -> LayerScores:
+    return LayerScores("gradient_norm", "1", LAYERS[: len(values)], tuple(values), n=8, higher_means="moves")
+
+
+value_lists = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=30)
+
+
+@given(st.integers(1, 200), st.floats(0, 1, exclude_min=True))
+def test_a_budget_is_at_least_one_block_and_at_most_all(n_layers: int, share: float) -> None:
+    count = budget_layers(n_layers, share)
+    assert 1 <= count <= n_layers
+    assert abs(count - n_layers * share) <= 0.5 or count == 1
+
+
+@given(st.integers(1, 200))
+def test_a_whole_budget_is_every_block(n_layers: int) -> None:
+    assert budget_layers(n_layers, 1) == n_layers
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.0001, math.inf, math.nan])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(UserError, match="must be above 0 and at most 1"):
+        budget_layers(30, share)
+
+
+@given(value_lists, st.data())
+def test_no_block_left_out_scores_more_than_a_chosen_one(values: list[float], data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, len(values)))
+    chosen = choose_top(scores(values), count)
+    assert len(set(chosen)) == count
+    assert list(chosen) == sorted(chosen, key=LAYERS.index)
+    inside = [v for layer, v in zip(LAYERS, values, strict=False) if layer in chosen]
+    outside = [v for layer, v in zip(LAYERS, values, strict=False) if layer not in chosen]
+    assert not outside or min(inside) >= max(outside)
+
+
+@given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=30), st.data())
+def test_only_the_order_of_the_scores_counts(values: list[int], data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, len(values)))
+    assert choose_top(scores([v**3 + 2.0 * v for v in values]), count) == choose_top(
+        scores([float(v) for v in values]), count
+    )
+
+
+def test_ties_go_to_the_upper_block() -> None:
+    assert choose_top(scores([1.0] * 5), 2) == ("block.3", "block.4")
+    assert choose_top(scores([5.0, 1.0, 1.0, 0.0]), 2) == ("block.0", "block.2")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_number_is_refused_by_name(bad: float) -> None:
+    with pytest.raises(UserError, match=r"scores gradient_norm: not finite at block\.1;"):
+        choose_top(scores([1.0, bad, 2.0]), 1)
+
+
+@pytest.mark.parametrize("count", [0, -1, 4])
+def test_a_count_that_cannot_be_had_is_refused(count: int) -> None:
+    with pytest.raises(UserError, match="the model has 3; allowed: 1 to 3"):
+        choose_top(scores([1.0, 2.0, 3.0]), count)
+    with pytest.raises(UserError, match="the model has 3; allowed: 1 to 3"):
+        choose_random(LAYERS[:3], count, seed=0)
+
+
+@given(st.integers(1, 30), st.integers(0, 2**31 - 1), st.data())
+def test_a_random_choice_has_the_budget_and_the_order_of_the_model(n: int, seed: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, n))
+    chosen = choose_random(LAYERS[:n], count, seed=seed)
+    assert len(set(chosen)) == count
+    assert list(chosen) == sorted(chosen, key=LAYERS[:n].index)
+    assert chosen == choose_random(LAYERS[:n], count, seed=seed)
+
+
+@given(st.integers(2, 12), st.integers(0, 2**31 - 1), st.data())
+def test_a_random_choice_differs_from_what_it_is_compared_with(n: int, seed: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, n - 1))
+    avoid = tuple(data.draw(st.permutations(LAYERS[:n]))[:count])
+    assert set(choose_random(LAYERS[:n], count, seed=seed, avoid=avoid)) != set(avoid)
+
+
+def test_with_every_block_there_is_nothing_else_to_choose() -> None:
+    assert choose_random(LAYERS, 30, seed=0, avoid=LAYERS) == LAYERS
+
+
+def test_every_choice_is_as_likely_as_another() -> None:
+    counts = Counter(choose_random(LAYERS[:4], 2, seed=seed) for seed in range(1200))
+    assert len(counts) == 6
+    assert sum((n - 200) ** 2 / 200 for n in counts.values()) < 15.1  # chi-square with 5 degrees of freedom at 0.99
+
+
+def test_avoiding_one_choice_leaves_the_others_equally_likely() -> None:
+    counts = Counter(choose_random(LAYERS[:4], 2, seed=seed, avoid=("block.1", "block.0")) for seed in range(1000))
+    assert len(counts) == 5
+    assert sum((n - 200) ** 2 / 200 for n in counts.values()) < 13.3  # 4 degrees of freedom
+
+
+@pytest.mark.parametrize(
+    ("patterns", "wanted"),
+    [
+        (["block.20"], [20]),
+        (["20"], [20]),
+        ([" block.20 "], [20]),
+        (["block.2?"], range(20, 30)),
+        (["block.[01]"], [0, 1]),
+        (["block.*"], range(30)),
+        (["block.20-22"], [20, 21, 22]),
+        (["20-22"], [20, 21, 22]),
+        (["block.20 - block.22"], [20, 21, 22]),
+        (["5-5"], [5]),
+        (["0-29"], range(30)),
+        (["7", "block.3", "3", "2-4"], [2, 3, 4, 7]),
+    ],
+)
+def test_a_pattern_means_these_blocks(patterns: list[str], wanted: list[int]) -> None:
+    assert match_layers(patterns, LAYERS) == tuple(f"block.{i}" for i in wanted)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["block.30", "30", "29-30", "22-20", "blok.3", "", "layers.3", "Block.3", "-3", "model.layers.3"]
+)
+def test_a_pattern_that_matches_nothing_is_an_error(pattern: str) -> None:
+    with pytest.raises(ModelError, match=r"matches nothing.*this model has block\.0 to block\.29"):
+        match_layers(["block.1", pattern], LAYERS)
+
+
+def test_the_nearest_real_name_is_offered() -> None:
+    with pytest.raises(ModelError, match=r"'blok\.12' matches nothing \(did you mean block\.12"):
+        match_layers(["blok.12"], LAYERS)
+
+
+def test_all_wrong_patterns_are_named_at_once() -> None:
+    with pytest.raises(ModelError) as caught:
+        match_layers(["block.99", "block.1", "x"], LAYERS)
+    assert [problem.split("'")[1] for problem in caught.value.problems] == ["block.99", "x"]
+
+
+def test_no_pattern_at_all_is_an_error() -> None:
+    with pytest.raises(ModelError, match="no layer pattern"):
+        match_layers([], LAYERS)
