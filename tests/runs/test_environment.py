@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tunescope.runs import environment
-from tunescope.runs.environment import cpu_name, describe_environment, git_state
+from tunescope.runs.environment import cpu_name, describe_environment, git_state, user_name
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
@@ -118,6 +118,14 @@ def test_a_state_that_cannot_be_told_is_not_called_clean(repository: Path, monke
 
     monkeypatch.setattr(environment.subprocess, "run", slow_status)
     assert git_state(repository) == {"commit": head, "dirty": None}
+
+
+def test_a_user_without_a_name_is_named_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr(environment.getpass, "getuser", nobody)
+    assert user_name() == (f"uid {os.getuid()}" if hasattr(os, "getuid") else "unknown")
 
 
 def test_the_processor_has_a_name_on_one_line() -> None:

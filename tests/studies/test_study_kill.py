@@ -38,7 +38,9 @@ def everything(folder: Path) -> dict[str, object]:
     """What must not depend on an interruption: all but times, memory and paths."""
     run = RunFolder.open(folder)
     steps = [{key: value for key, value in row.items() if key != "seconds"} for row in run.read_jsonl("steps.jsonl")]
-    weights = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("weights/*/*.safetensors")}
+    weights = {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("weights/*/*.safetensors")
+    }
     texts = {name: (folder / name).read_bytes() for name in SAME_BYTES if name != "config.yaml"}
     events = [(row["event"], row["details"]) for row in run.read_jsonl("ledger.jsonl")]
     return {"steps": steps, "events": events, "left": sorted(p.name for p in folder.iterdir()), **weights, **texts}

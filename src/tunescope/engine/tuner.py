@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -84,6 +85,7 @@ class Tuner:
         self.step = 0
         self._examples = examples
         self._lengths = [len(e) for e in examples]
+        self._digest = hashlib.sha256(repr([(e.prompt_ids, e.target_ids) for e in examples]).encode()).hexdigest()
         self._parameters = list(moving.parameters.values())
         matrices = [p for p in self._parameters if p.ndim >= 2]
         others = [p for p in self._parameters if p.ndim < 2]
@@ -133,8 +135,9 @@ class Tuner:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.max_grad_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            self._optimizer.zero_grad(set_to_none=True)  # another tuner may go on with these weights
             raise TunescopeError(
-                f"arm {self.arm}: loss {float(loss):g}, gradient norm {float(norm):g} at step {self.step + 1}; lower the learning rate "
+                f"arm {self.arm}: loss {float(loss.detach()):g}, gradient norm {float(norm):g} at step {self.step + 1}; lower the learning rate "
                 f"(now {rate:g}) or use dtype float32"
             )
         self._optimizer.step()
@@ -165,18 +168,19 @@ class Tuner:
             "step": self.step,
             "arm": self.arm,
             "recipe": vars(self.recipe),
-            "examples": len(self._examples),
+            "examples": self._digest,
         }
 
     def restore(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
         """Continues from `state`.
 
         Raises:
-            IntegrityError: the state belongs to another arm, recipe, selection or number of examples.
+            IntegrityError: the state belongs to another arm, recipe, selection, rank or to other examples.
         """
         mine = self.state()[1] | {"step": facts["step"]}
-        saved = {name.removeprefix("weight.") for name in tensors if name.startswith("weight.")}
-        if {key: facts.get(key) for key in mine} != mine or saved != set(self.moving.parameters):
+        saved = {name.removeprefix("weight."): t.shape for name, t in tensors.items() if name.startswith("weight.")}
+        shapes = {name: p.shape for name, p in self.moving.parameters.items()}
+        if {key: facts.get(key) for key in mine} != mine or saved != shapes:
             raise IntegrityError("the checkpoint belongs to other settings; remove it to start this arm again")
         load_weights(self.moving, tensors)
         for name, parameter in self.moving.parameters.items():

@@ -45,7 +45,7 @@ def user_name() -> str:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Returns the commit and whether files differ from it, or None outside a repository."""
+    """Returns the commit and whether files differ from it (None if git does not say in time), or None outside a repository."""
 
     def git(*words: str) -> str | None:
         try:
@@ -57,7 +57,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return None
-    return {"commit": commit, "dirty": bool(git("status", "--porcelain"))}
+    changes = git("status", "--porcelain")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
 def cpu_name() -> str:
