@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +54,12 @@ class Scored:
 
 
 def summarise(
-    scored: Sequence[Scored], *, seed: int, n_bootstrap: int = 2000, confidence: float = 0.95
+    scored: Sequence[Scored],
+    *,
+    seed: int,
+    tuned: Collection[str] = (),
+    n_bootstrap: int = 2000,
+    confidence: float = 0.95,
 ) -> list[Result]:
     """Returns a result per arm and test file, and per arm and role the mean over tasks.
 
@@ -61,7 +67,8 @@ def summarise(
 
     Args:
         scored: the answers.
-        seed: of the resamples; the same for all arms.
+        seed: of the resamples, the same for all arms, and of the tuning of the arms in `tuned`.
+        tuned: arms whose results carry the seed; the others have None.
         n_bootstrap: resamples.
         confidence: level of the intervals.
 
@@ -69,13 +76,13 @@ def summarise(
         The results, file by file and arm by arm, the means (task ``*``) last.
     """
     settings = {"n_bootstrap": n_bootstrap, "confidence": confidence, "seed": seed}
-    results = [_one(item, arm, seed, settings) for item in scored for arm in item.answers]
+    results = [_one(item, arm, settings) for item in scored for arm in item.answers]
     roles: list[Role] = ["in_domain", "out_of_domain"]
     for role in roles:
         items = [item for item in scored if item.role == role]
         if len({item.task for item in items}) > 1:
-            results += [_mean(items, arm, role, seed, settings) for arm in items[0].answers]
-    return results
+            results += [_mean(items, arm, role, settings) for arm in items[0].answers]
+    return [dataclasses.replace(r, seed=seed if r.arm in tuned else None) for r in results]
 
 
 def risks(scored: Sequence[Scored], *, seed: int, target_error: float = 0.05) -> list[Risk]:
@@ -127,7 +134,7 @@ def _risk(
     )
 
 
-def _one(item: Scored, arm: str, seed: int, settings: dict[str, float]) -> Result:
+def _one(item: Scored, arm: str, settings: dict[str, float]) -> Result:
     bounded = item.role != "guard"
     values = item.scores(arm)
     compared = arm != BASE_ARM and BASE_ARM in item.answers
@@ -156,12 +163,11 @@ def _one(item: Scored, arm: str, seed: int, settings: dict[str, float]) -> Resul
         difference_high=difference.high if difference else None,
         noise_floor=difference.noise_floor if difference else None,
         task_version=item.version,
-        seed=seed,
         dataset=item.dataset,
     )
 
 
-def _mean(items: Sequence[Scored], arm: str, role: Role, seed: int, settings: dict[str, float]) -> Result:
+def _mean(items: Sequence[Scored], arm: str, role: Role, settings: dict[str, float]) -> Result:
     values = np.concatenate([item.scores(arm) for item in items])
     strata = [item.task for item in items for _ in item.references]
     here = interval(values, strata=strata, **settings)  # type: ignore[arg-type]
@@ -183,5 +189,4 @@ def _mean(items: Sequence[Scored], arm: str, role: Role, seed: int, settings: di
         difference_high=difference.high if difference else None,
         noise_floor=difference.noise_floor if difference else None,
         task_version="+".join(sorted({item.version for item in items})),
-        seed=seed,
     )

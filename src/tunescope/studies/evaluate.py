@@ -17,7 +17,7 @@ from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies.arms import measure_arm, remove_scratch
 from tunescope.studies.conclude import write_costs, write_results, write_verdict
-from tunescope.studies.forecast import forecast_arms
+from tunescope.studies.forecast import forecast_arms, forecast_once
 from tunescope.studies.machine import release_memory
 from tunescope.studies.progress import Progress, Silent
 from tunescope.studies.setup import begin, check, finished, record, write_layers
@@ -69,7 +69,7 @@ def run(
     with folder.locked():
         bench = begin(checked, folder, command, progress, overrides=overrides)
         arms = [arm.value for arm in config.arms] + list(named)
-        forecasts = forecast_arms(bench, arms, {}, progress)
+        forecasts, preparation = forecast_once(bench, arms, {}, progress, started=started)
         progress.plan({f"{f.arm}: measure": f.evaluation_seconds for f in forecasts})
         record(folder, _MEASURES, measured)
         write_layers(folder, [], {})
@@ -83,7 +83,7 @@ def run(
             release_memory()
         scored = write_results(bench, arms)
         write_verdict(bench, scored, costs)
-        write_costs(bench, forecasts, costs, time.perf_counter() - started)
+        write_costs(bench, forecasts, costs, preparation)
         remove_scratch(folder)
         folder.set_status("done", stage="done")
     return folder

@@ -51,17 +51,24 @@ def forecast_arms(
 
 
 def forecast_once(
-    bench: Bench, arms: Sequence[str], selections: Mapping[str, Selection], progress: Progress
-) -> list[Forecast]:
-    """Forecasts and writes ``plan.yaml``; on resume reads the first forecast back, so that it is compared with the fact honestly."""
+    bench: Bench, arms: Sequence[str], selections: Mapping[str, Selection], progress: Progress, *, started: float
+) -> tuple[list[Forecast], float]:
+    """Forecasts and writes ``plan.yaml``; on resume reads the first forecast back, so that it is compared with the fact honestly.
+
+    Returns:
+        The forecasts, and the seconds from `started` (of ``time.perf_counter``) until they were ready the first time.
+    """
     name = "arms/forecast.json"
     if bench.run.has(name):
-        return [Forecast.from_dict(f) for f in bench.run.read_json(name)["forecast"]]
+        saved = bench.run.read_json(name)
+        return [Forecast.from_dict(f) for f in saved["forecast"]], saved["preparation_seconds"]
     forecasts = forecast_arms(bench, arms, selections, progress)
     planned = {arm: selections[arm] for arm in arms if arm in selections}
-    write_text(bench.run.path / "plan.yaml", plan_text(bench.config, planned, forecasts))
-    bench.run.write_json(name, {"forecast": [f.to_dict() for f in forecasts]})
-    return forecasts
+    if planned:
+        write_text(bench.run.path / "plan.yaml", plan_text(bench.config, planned, forecasts))
+    seconds = time.perf_counter() - started
+    bench.run.write_json(name, {"forecast": [f.to_dict() for f in forecasts], "preparation_seconds": seconds})
+    return forecasts, seconds
 
 
 def _tuning_forecast(

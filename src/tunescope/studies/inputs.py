@@ -32,6 +32,7 @@ from tunescope.metrics import json_fields
 from tunescope.runs.records import Finding
 
 GUARD = "guard"
+_TEST_SEED = 0  # the same test examples for every seed of a study, so that its runs can be compared
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def read_inputs(config: Config, *, personal: bool = True, done: Callable[[str], 
     report = dataclasses.replace(report, findings=(*report.findings, *_not_json(config, files)))
     tasks = tuple(_task(config, settings, files, report) for settings in config.tasks)
     guard = [e for file in files if file.role == "guard" for e in file.read.examples]
-    guard = _some(guard, config.data.max_test_examples, config.seed, GUARD)
+    guard = _some(guard, config.data.max_test_examples, _TEST_SEED, GUARD)
     return Inputs(tasks, tuple(guard), _with_used(report, tasks, guard), {f.read.path: f.read.sha256 for f in files})
 
 
@@ -184,9 +185,9 @@ def _task(config: Config, settings: TaskSettings, files: Sequence[TaskFile], rep
         labels=settings.labels,
         train=tuple(train[n_validation:]),
         validation=tuple(train[:n_validation]),
-        test=tuple(_some(test, limit, config.seed, f"{settings.name}/test")),
+        test=tuple(_some(test, limit, _TEST_SEED, f"{settings.name}/test")),
         out_of_domain={
-            Path(file.read.path).stem: tuple(_some(file.read.examples, limit, config.seed, file.read.path))
+            Path(file.read.path).stem: tuple(_some(file.read.examples, limit, _TEST_SEED, file.read.path))
             for file in mine
             if file.role == "out_of_domain"
         },

@@ -61,7 +61,9 @@ def run(
         release_memory()
 
         folder.set_status("running", stage="forecast")
-        forecasts = forecast_once(bench, [a.value for a in config.arms], selections, progress)
+        forecasts, preparation = forecast_once(
+            bench, [a.value for a in config.arms], selections, progress, started=started
+        )
         record(
             folder,
             "plan",
@@ -83,7 +85,7 @@ def run(
         folder.set_status("running", stage="decide")
         progress.stage("compare the arms")
         write_verdict(bench, write_results(bench, [cost.arm for cost in costs]), costs)
-        write_costs(bench, forecasts, costs, time.perf_counter() - started)
+        write_costs(bench, forecasts, costs, preparation)
         remove_scratch(folder)
         folder.set_status("done", stage="done")
     return _through_gate(config, folder)

@@ -57,12 +57,12 @@ def run(
         selections = choose_once(bench, checked.loaded, progress)
         del checked
         release_memory()
-        forecasts = forecast_once(bench, [arm], selections, progress)
+        forecasts, preparation = forecast_once(bench, [arm], selections, progress, started=started)
         record(folder, "plan", {"layers": {arm: list(selections[arm].layers)}, "approval": "not required"})
         progress.plan({f"{arm}: tune": forecasts[0].tuning_seconds})
         folder.set_status("running", stage=f"arm {arm}")
         cost = tune_arm(bench, arm, selections[arm], progress)
-        write_costs(bench, forecasts, [cost], time.perf_counter() - started)
+        write_costs(bench, forecasts, [cost], preparation)
         remove_scratch(folder)
         folder.set_status("done", stage="done")
     return folder
