@@ -204,6 +204,17 @@ def test_every_module_stands_in_a_row() -> None:
     assert ROWS.keys() <= modules().keys(), "a row for something that is gone"
 
 
+def test_the_page_draws_the_rows_that_hold() -> None:
+    page = (ROOT / "docs/architecture.md").read_text("utf-8")
+    drawn = {
+        f"{PACKAGE}.{name}": int(row)
+        for row, packages in re.findall(r"^\| (\d) \| (.+?) \|", page, re.MULTILINE)
+        for name in re.findall(r"`([\w.]+)`", packages)
+    }
+    unlisted = {PACKAGE, "tunescope.testing", "tunescope.__main__"}
+    assert drawn == {part: max(row, 0) for part, row in ROWS.items() if part not in unlisted}
+
+
 def test_a_module_imports_only_lower_rows_and_its_own_package() -> None:
     wrong = [
         f"{found} (row {ROWS[part_of(found.target)]} from row {ROWS[part_of(found.module)]})"

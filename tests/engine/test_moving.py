@@ -17,7 +17,9 @@ IDS = torch.arange(40).view(2, 20)
 def planned_names(kind, family):
     """What the table says may move, worked out from the names of the base model."""
     selection = SELECTIONS[kind]
-    names = [canonical_name(name, family_of(family)) for name, _ in tiny_model(family, n_layers=N_LAYERS).named_parameters()]
+    names = [
+        canonical_name(name, family_of(family)) for name, _ in tiny_model(family, n_layers=N_LAYERS).named_parameters()
+    ]
     if selection.whole_model:
         return set(names)
     if selection.method == "lora":
@@ -95,7 +97,8 @@ def test_nothing_below_the_selection_takes_part_in_the_backward_pass(kind, famil
     needs = []
     for block in blocks(moving.model):
         block.register_forward_pre_hook(
-            lambda _m, args, kwargs: needs.append((args[0] if args else kwargs["hidden_states"]).requires_grad), with_kwargs=True
+            lambda _m, args, kwargs: needs.append((args[0] if args else kwargs["hidden_states"]).requires_grad),
+            with_kwargs=True,
         )
     with asserts_backward_stops(moving):
         token_losses(moving.model, *pad_right(make_rows(2)))
@@ -201,7 +204,10 @@ def test_a_tuner_notices_after_two_steps_that_the_plan_is_not_what_is_tuned(wher
         (Selection("lora", ("blok.1",), ("q",), ""), "did you mean block.1"),
         (Selection("lora", ("layers.1",), ("q",), ""), "'layers.1' is not in this model"),
         (Selection("weights", ("block.-1",), (), ""), "is not in this model"),
-        (Selection("lora", ("block.1",), ("gat",), ""), "part 'gat' is not known .did you mean gate.*q, k, v, o, gate, up, down"),
+        (
+            Selection("lora", ("block.1",), ("gat",), ""),
+            "part 'gat' is not known .did you mean gate.*q, k, v, o, gate, up, down",
+        ),
         (Selection("weights", ("block.1",), ("norm",), ""), "part 'norm' is not known"),
         (Selection("lora", (), ("q",), ""), "selection is empty"),
         (Selection("weights", (), (), ""), "selection is empty"),

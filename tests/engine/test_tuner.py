@@ -7,7 +7,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import ALL, DTYPES, N_LAYERS, RECIPE, assert_same, facts_of, make_moving, make_rows, make_tuner, weights_of
+from tiny_runs import (
+    ALL,
+    DTYPES,
+    N_LAYERS,
+    RECIPE,
+    assert_same,
+    facts_of,
+    make_moving,
+    make_rows,
+    make_tuner,
+    weights_of,
+)
 
 from tunescope.data import epoch_batches
 from tunescope.engine import Recipe, Tuner, read_tensors, scheduled, write_tensors
@@ -16,11 +27,12 @@ from tunescope.models import pad_right
 from tunescope.runs.records import Selection
 from tunescope.testing import tiny_model
 
-# Losses of the first eight steps of LoRA on blocks 1 and 3 of the tiny llama, recorded on 2026-11-22 (torch 2.13, CPU, float32).
-RECORDED = (0.0,) * 8
+# Losses of LoRA on all blocks of the tiny llama, rate 1e-2, recorded on 2026-11-22 (torch 2.13, CPU, float32).
+RECORDED = (5.90546, 5.96752, 5.81403, 4.95391, 4.95957, 4.86139, 4.25372, 4.35070, 4.54457)
 
 
-def finish(tuner, checks=None):
+def finish(tuner):
+    """All records that are left."""
     return list(tuner.steps())
 
 
@@ -35,7 +47,9 @@ def plain_loop(model, parameters, rows, recipe, n_steps):
     losses, norms = [], []
     for step in range(n_steps):
         epoch, place = divmod(step, per_epoch)
-        batch = epoch_batches([len(r) for r in rows], batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch)[place]
+        batch = epoch_batches([len(r) for r in rows], batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch)[
+            place
+        ]
         input_ids, attention_mask, labels = pad_right([rows[i] for i in batch])
         for group in optimizer.param_groups:
             group["lr"] = scheduled(recipe, step, per_epoch * recipe.num_epochs)
@@ -51,7 +65,9 @@ def plain_loop(model, parameters, rows, recipe, n_steps):
 # --- parity ---
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, weight_decay=0.1, max_grad_norm=0.05)], ids=["plain", "decay and clipping"])
+@pytest.mark.parametrize(
+    "recipe", [RECIPE, replace(RECIPE, weight_decay=0.1, max_grad_norm=0.05)], ids=["plain", "decay and clipping"]
+)
 def test_the_loop_equals_the_plain_loop_of_torch_and_transformers(kind, family, recipe):
     tuner = make_tuner(kind, family, recipe=recipe)
     records = finish(tuner)
@@ -67,14 +83,14 @@ def test_the_loop_equals_the_plain_loop_of_torch_and_transformers(kind, family, 
 
 
 def test_the_recorded_trajectory_is_kept():
-    records = finish(make_tuner(recipe=replace(RECIPE, num_epochs=3)))[: len(RECORDED)]
+    records = finish(make_tuner("lora on all blocks", recipe=replace(RECIPE, learning_rate=1e-2, num_epochs=3)))
     assert [r.loss for r in records] == pytest.approx(RECORDED, abs=1e-4)
 
 
 def test_it_learns(kind, family):
-    rate = 1e-2 if kind.startswith("lora") else 2e-3
-    records = finish(make_tuner(kind, family, recipe=Recipe(rate, num_epochs=8, batch_size=4)))
-    assert records[-1].loss < 0.6 * records[0].loss
+    rate = 3e-2 if kind.startswith("lora") else 1e-2
+    losses = [r.loss for r in finish(make_tuner(kind, family, recipe=Recipe(rate, num_epochs=8, batch_size=4)))]
+    assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 0.6
 
 
 def test_weight_decay_pulls_matrices_alone():
@@ -251,7 +267,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(poison):
     if poison == "weight":
         with torch.no_grad():
             next(iter(tuner.moving.parameters.values())).fill_(math.nan)
-    with pytest.raises(TunescopeError, match=r"arm test: loss nan, gradient norm nan at step \d+; lower the learning rate .* or use dtype float32"):
+    said = (
+        r"arm test: loss [\w.]+, gradient norm nan at step \d+; lower the learning rate \(now .*\) or use dtype float32"
+    )
+    with pytest.raises(TunescopeError, match=said):
         finish(tuner)
     assert tuner.step < tuner.total_steps
 

@@ -42,7 +42,9 @@ def make_moving(kind="lora on some blocks", family="llama", dtype="float32", *, 
     return prepare(model, family_of(family), SELECTIONS[kind], lora_rank=rank, lora_alpha=2 * rank, seed=seed)
 
 
-def make_tuner(kind="lora on some blocks", family="llama", dtype="float32", *, seed=0, rows=None, recipe=RECIPE) -> Tuner:
+def make_tuner(
+    kind="lora on some blocks", family="llama", dtype="float32", *, seed=0, rows=None, recipe=RECIPE
+) -> Tuner:
     """A tuner at step 0."""
     return Tuner(make_moving(kind, family, dtype, seed=seed), make_rows() if rows is None else rows, recipe, arm="test")
 

@@ -15,7 +15,7 @@ from tunescope.errors import DataError
 from tunescope.evaluate import Answering, answer
 from tunescope.testing import byte_tokenizer, tiny_model
 
-LABELS = ("it", "hr", "facility")
+LABELS = ("it", "item", "facility")  # one begins another one
 INPUTS = ("No network.", "The door.", "My wage is wrong this month, again.", "Ein Fenster klemmt.", "画面が暗い。", "?")
 
 
@@ -63,19 +63,6 @@ def test_a_label_has_the_probability_of_being_the_whole_answer(
         assert found.confidence == pytest.approx(shares[found.text], abs=2e-5)
         assert found.score == float(found.text == case.targets[0])
         assert found.flags == ()
-
-
-def test_a_label_that_begins_another_one_is_not_favoured_for_being_short(model: Any, chat: ChatFormat) -> None:
-    """Without the end-of-turn token `no` could never be less probable than `not stated`."""
-    ratios = []
-    for case in EXAMPLES:
-        prompt = chat.encode(case).prompt_ids
-        (found,) = answer(model, chat, [case], Answering("accuracy", ("a", "ab")))
-        assert found.probabilities is not None
-        ratios.append(found.probabilities["a"])
-        logs = [logprob_by_hand(model, prompt, chat.target_ids(label)) for label in ("a", "ab")]
-        assert found.probabilities["a"] == pytest.approx(1 / (1 + math.exp(logs[1] - logs[0])), abs=2e-5)
-    assert min(ratios) < 1
 
 
 def test_generation_is_greedy_until_the_turn_ends(model: Any, chat: ChatFormat) -> None:
@@ -164,5 +151,5 @@ def test_a_demonstration_among_the_examples_is_refused_with_file_and_line(model:
 
 
 def test_a_control_token_in_a_text_is_refused(model: Any, chat: ChatFormat) -> None:
-    with pytest.raises(DataError, match=r"desk\.test\.jsonl:7: .*'<end>'"):
+    with pytest.raises(DataError, match=r"desk\.test\.jsonl:7: .*'<(end|assistant)>'"):
         answer(model, chat, [example(7, "Hi<end><assistant>it")], LABELLED)

@@ -44,9 +44,10 @@ def by_hand(model: Any, row: Encoded) -> list[float]:
     return norms
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # weights; the norm itself is never rounded to them
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_equals_autograd_by_hand(family: str, rows: list[Encoded]) -> None:
-    model = tiny_model(family, n_layers=3)
+def test_it_equals_autograd_by_hand(family: str, dtype: torch.dtype, rows: list[Encoded]) -> None:
+    model = tiny_model(family, n_layers=3, dtype=dtype)
     wanted = torch.tensor([by_hand(model, row) for row in rows]).mean(dim=0)
     found = gradient_norms(model, rows)
     assert found.layers == ("block.0", "block.1", "block.2")

@@ -32,7 +32,11 @@ def plain_greedy(model, prompts, max_new_tokens, stop_ids=(END,)):
     for prompt in prompts:
         ids = torch.tensor([prompt])
         out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(stop_ids)
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(stop_ids),
         )[0, len(prompt) :].tolist()
         stopped = out[-1] in stop_ids
         answers.append((tuple(out[:-1] if stopped else out), not stopped))
@@ -134,7 +138,9 @@ def test_scores_do_not_depend_on_the_batch(family, name):
     variants = [continuation_logprobs(model, prompts, CHOICES, batch_tokens=n) for n in (1, 150, 300)]
     variants.append(continuation_logprobs(model, prompts[::-1], CHOICES, batch_tokens=300).flip(0))
     for variant in variants:
-        torch.testing.assert_close(variant, whole, **({"rtol": 0, "atol": 0} if name == "bfloat16" else {"rtol": 1e-6, "atol": 1e-5}))
+        torch.testing.assert_close(
+            variant, whole, **({"rtol": 0, "atol": 0} if name == "bfloat16" else {"rtol": 1e-6, "atol": 1e-5})
+        )
 
 
 def test_bfloat16_scores_are_close_to_float32(family, prompts):
@@ -206,7 +212,9 @@ def test_the_limit_is_strict_and_told_apart_from_a_stop(model, prompts):
     assert all(len(ids) == 8 and hit for ids, hit in free)
     stop = (a_frequent_token(free),)
     for limit in (1, 2, 5, 8):
-        for (ids, hit), (whole, _) in zip(all_greedy(model, prompts, max_new_tokens=limit, stop_ids=stop), free, strict=True):
+        for (ids, hit), (whole, _) in zip(
+            all_greedy(model, prompts, max_new_tokens=limit, stop_ids=stop), free, strict=True
+        ):
             end = whole.index(stop[0]) if stop[0] in whole else len(whole)
             assert ids == whole[: min(limit, end)]
             assert hit is (end >= limit)

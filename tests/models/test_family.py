@@ -30,7 +30,13 @@ def with_adapter(model):
 def test_every_supported_model_type_has_its_parts_where_its_family_says():
     for entry in FAMILIES:
         for model_type in entry.model_types:
-            settings = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "pad_token_id": 0}
+            settings = {
+                "vocab_size": 260,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "pad_token_id": 0,
+            }
             settings |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
             assert len(blocks(model)) == 2
@@ -47,7 +53,10 @@ def test_no_two_weights_share_a_canonical_name(model, family):
 
 def test_a_place_is_the_residual_stream_after_its_block(model):
     seen = []
-    hooks = [block.register_forward_hook(lambda _m, _a, out: seen.append(out[0] if isinstance(out, tuple) else out)) for block in blocks(model)]
+    hooks = [
+        block.register_forward_hook(lambda _m, _a, out: seen.append(out[0] if isinstance(out, tuple) else out))
+        for block in blocks(model)
+    ]
     states = model(input_ids=IDS, output_hidden_states=True).hidden_states
     for hook in hooks:
         hook.remove()
@@ -87,5 +96,7 @@ def test_an_adapter_changes_neither_names_nor_places(model, family):
 
 @pytest.mark.parametrize("model_type", ["gpt2", "gemma3", ""])
 def test_an_unknown_family_is_an_error_that_says_what_to_add(model_type):
-    with pytest.raises(ModelError, match=r"supported: llama, mistral, qwen2, .*Family entry of tunescope/models/family\.py"):
+    with pytest.raises(
+        ModelError, match=r"supported: llama, mistral, qwen2, .*Family entry of tunescope/models/family\.py"
+    ):
         family_of(model_type)

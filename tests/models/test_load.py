@@ -43,9 +43,13 @@ def refused(name, *said, kind=ModelError, **settings):
 def test_a_folder_gives_the_model_that_was_saved(family, dtype, tmp_path):
     loaded = models.load(str(save_tiny(tmp_path / "tiny", family=family)), dtype=dtype)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny", dtype=DTYPES[dtype], attn_implementation="eager")
-    torch.testing.assert_close(loaded.model(IDS).logits, plain(IDS).logits, rtol=0, atol=1e-5 if dtype == "float32" else 0.25)
+    torch.testing.assert_close(
+        loaded.model(IDS).logits, plain(IDS).logits, rtol=0, atol=1e-5 if dtype == "float32" else 0.25
+    )
     assert {p.dtype for p in loaded.model.parameters()} == {DTYPES[dtype]}
-    for (name, mine), (_, other) in zip(loaded.model.named_parameters(), tiny_model(family).named_parameters(), strict=True):
+    for (name, mine), (_, other) in zip(
+        loaded.model.named_parameters(), tiny_model(family).named_parameters(), strict=True
+    ):
         assert torch.equal(mine, other.to(DTYPES[dtype])), name
 
 
@@ -162,7 +166,9 @@ def test_weights_of_another_shape_are_refused(folder):
     refused(folder, str(folder))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '"llama"', "{}", '{"model_type": 3}', '{"model_type": "no-such-type"}', "\x00\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '"llama"', "{}", '{"model_type": 3}', '{"model_type": "no-such-type"}', "\x00\xff"]
+)
 def test_a_damaged_config_is_refused(folder, text):
     (folder / "config.json").write_text(text, encoding="latin-1")
     refused(folder, str(folder))

@@ -56,7 +56,9 @@ def test_padding_and_what_stands_in_it_change_nothing(model):
     dirty = input_ids.masked_fill(attention_mask == 0, 77)
     assert not torch.equal(dirty, input_ids)
     assert torch.equal(token_losses(model, dirty, attention_mask, labels)[0], whole)
-    wider = [torch.nn.functional.pad(t, (0, 9), value=v) for t, v in ((input_ids, 0), (attention_mask, 0), (labels, IGNORED))]
+    wider = [
+        torch.nn.functional.pad(t, (0, 9), value=v) for t, v in ((input_ids, 0), (attention_mask, 0), (labels, IGNORED))
+    ]
     torch.testing.assert_close(token_losses(model, *wider)[0], whole, rtol=0, atol=1e-5)
 
 
@@ -83,7 +85,9 @@ def test_mean_losses_do_not_depend_on_batch_or_order(model, reference, batch_tok
     wanted = [plain_loss(reference, [row]).item() for row in ROWS]
     found = mean_losses(model, ROWS, batch_tokens=batch_tokens)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(mean_losses(model, ROWS[::-1], batch_tokens=batch_tokens)[::-1], wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        mean_losses(model, ROWS[::-1], batch_tokens=batch_tokens)[::-1], wanted, rtol=0, atol=1e-5
+    )
 
 
 def test_mean_losses_in_bfloat16_are_the_same_bits_for_every_batch(family):

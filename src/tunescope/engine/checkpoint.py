@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tunescope.errors import IntegrityError
+from tunescope.errors import IntegrityError, RunError
 
 _FORMAT = "tunescope-checkpoint-1"
 
@@ -23,18 +23,28 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mappin
         path: the file.
         tensors: name -> tensor.
         facts: JSON-serialisable, kept in the file's header together with a hash over everything.
+
+    Raises:
+        RunError: the file cannot be written, as on a full disk.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts, sort_keys=True)
+    # One entry: safetensors writes several in an order that differs from run to run, and equal contents should be equal bytes.
+    header = {_FORMAT: json.dumps({"facts": text, "sha256": _digest(plain, text)}, sort_keys=True)}
     scratch = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file(plain, scratch, metadata={"format": _FORMAT, "facts": text, "sha256": _digest(plain, text)})
+        save_file(plain, scratch, metadata=header)
         with scratch.open("rb+") as file:
             os.fsync(file.fileno())
         scratch.replace(path)
+    except SafetensorError as error:
+        raise RunError(
+            f"{path}: cannot be written ({str(error).splitlines()[0][:120]}); free some space, then run the same command with --resume"
+        ) from None
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -58,11 +68,16 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise IntegrityError(
             f"{path}: the checkpoint is damaged ({str(error).splitlines()[0][:120]}); remove it to start this arm again"
         ) from None
-    if header.get("format") != _FORMAT:
+    if _FORMAT not in header:
         raise IntegrityError(f"{path}: not a tunescope checkpoint of this version; remove it to start this arm again")
-    if _digest(tensors, header["facts"]) != header.get("sha256"):
+    try:
+        recorded = json.loads(header[_FORMAT])
+        matches = _digest(tensors, recorded["facts"]) == recorded["sha256"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        matches = False
+    if not matches:
         raise IntegrityError(f"{path}: the checkpoint does not match its hash; remove it to start this arm again")
-    facts: dict[str, Any] = json.loads(header["facts"])
+    facts: dict[str, Any] = json.loads(recorded["facts"])
     return tensors, facts
 
 

@@ -14,6 +14,7 @@ from tunescope.data import Encoded
 from tunescope.engine.checkpoint import read_tensors, write_tensors
 from tunescope.engine.moving import Moving
 from tunescope.engine.tuner import Tuner, load_weights
+from tunescope.errors import IntegrityError, TunescopeError
 from tunescope.models import mean_losses
 from tunescope.runs.records import StepRecord
 
@@ -115,6 +116,11 @@ class Fit:
             self._best |= {"step": record.step}
             return record
         loss = validation_loss(self.tuner.moving, self.checks)
+        if not np.isfinite(loss):
+            raise TunescopeError(
+                f"arm {self.tuner.arm}: the held-out loss is {loss:g} after step {record.step}; lower the learning rate (now "
+                f"{self.tuner.recipe.learning_rate:g}) or use dtype float32"
+            )
         best = self._best["loss"]
         if best is None or loss < best:
             self._best |= {"loss": loss, "step": record.step, "without_gain": 0}
@@ -136,7 +142,14 @@ class Fit:
         if self._best["loss"] is None or self._best["step"] == self.tuner.step:
             return
         if self.folder is not None:
-            load_weights(self.tuner.moving, read_tensors(self.folder / "best.safetensors")[0])
+            tensors, facts = read_tensors(self.folder / "best.safetensors")
+            if facts.get("step") != self._best["step"] or set(tensors) != {
+                f"weight.{n}" for n in self.tuner.moving.parameters
+            }:
+                raise IntegrityError(
+                    f"{self.folder / 'best.safetensors'}: does not belong to the checkpoint beside it; remove both to start this arm again"
+                )
+            load_weights(self.tuner.moving, tensors)
         elif self._best_weights is not None:
             load_weights(self.tuner.moving, self._best_weights)
 
@@ -209,12 +222,15 @@ def race(
     for rate in candidates:
         tuner = make_tuner(rate)
         load_weights(tuner.moving, start)
-        for record in tuner.steps():
-            tokens += record.tokens
-            done(record)
-            if record.step == n_steps:
-                break
-        loss = validation_loss(tuner.moving, checks)
+        try:
+            for record in tuner.steps():
+                tokens += record.tokens
+                done(record)
+                if record.step == n_steps:
+                    break
+            loss = validation_loss(tuner.moving, checks)
+        except TunescopeError:  # it diverged; if anything else is wrong, the run itself will say so
+            loss = float("inf")
         losses[rate] = loss if np.isfinite(loss) else float("inf")
     load_weights(first.moving, start)
     winner = min(losses, key=lambda rate: (losses[rate], rate))

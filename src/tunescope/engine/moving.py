@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tunescope.errors import ModelError, TunescopeError, did_you_mean
-from tunescope.models import PARTS, Family, bare, block_index, blocks, canonical_name
+from tunescope.models import PARTS, Family, block_index, blocks, canonical_name
 from tunescope.runs.records import Selection
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tunescope.engine.checkpoint import read_tensors, write_tensors
 from tunescope.engine.moving import Moving, check_selection
-from tunescope.errors import IntegrityError, ModelError
+from tunescope.errors import IntegrityError, ModelError, RunError
 from tunescope.models import Loaded, bare, blocks, canonical_name, locate
 from tunescope.runs.records import Selection
 
@@ -29,7 +29,12 @@ def save(moving: Moving, tokenizer: Any, folder: Path, *, card: str, base: str) 
 
     Returns:
         Size of the weights in bytes.
+
+    Raises:
+        RunError: the weights cannot be written, as on a full disk.
     """
+    from safetensors import SafetensorError
+
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -47,14 +52,35 @@ def save(moving: Moving, tokenizer: Any, folder: Path, *, card: str, base: str) 
             write_tensors(scratch / _CHANGED, dict(moving.parameters), {"base": base})
         (scratch / "selection.json").write_text(json.dumps(moving.selection.to_dict(), indent=1))
         (scratch / "README.md").write_text(card, encoding="utf-8")
+        mode = (scratch / "README.md").stat().st_mode & 0o777
         for path in scratch.iterdir():
+            path.chmod(mode)  # safetensors lets the owner alone read; a server often runs as somebody else
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
+        _swap_in(scratch, folder)
+    except SafetensorError as error:
+        raise RunError(
+            f"{folder}: the weights cannot be written ({str(error).splitlines()[0][:120]}); free some space, then run the same command "
+            "with --resume"
+        ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return weight_bytes(folder)
+
+
+def _swap_in(scratch: Path, folder: Path) -> None:
+    """Puts a complete folder in the place of the old one; under its name there is never half a folder."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        scratch.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def weight_bytes(folder: Path) -> int:
@@ -121,7 +147,10 @@ def _check_adapter(loaded: Loaded, folder: Path) -> None:
             shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"{file}: damaged ({str(error).splitlines()[0][:120]})") from None
-    own = {canonical_name(n, loaded.family).rsplit(".", 1)[0]: p.shape for n, p in loaded.model.named_parameters()}
+    matrices = {
+        n: p.shape for n, p in loaded.model.named_parameters() if n.endswith(".weight")
+    }  # not the biases beside them
+    own = {canonical_name(n, loaded.family).removesuffix(".weight"): shape for n, shape in matrices.items()}
     for name, shape in sorted(shapes.items()):
         where, _, matrix = canonical_name(name, loaded.family).partition(".lora_")
         if where not in own:

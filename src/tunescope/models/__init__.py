@@ -1,5 +1,6 @@
 """Models: load them, name their layers, score with them, generate with them."""
 
+from tunescope.models.attention import save_memory
 from tunescope.models.decode import Generated, common_prefix, continuation_logprobs, greedy, length_batches
 from tunescope.models.family import (
     FAMILIES,
@@ -61,6 +62,7 @@ __all__ = [
     "mean_losses",
     "pad_right",
     "pull",
+    "save_memory",
     "sha256_of",
     "token_losses",
 ]

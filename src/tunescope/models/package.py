@@ -174,9 +174,10 @@ def convert_gguf(gguf: Path, target: Path, *, digest: str, source: str, licence:
         licence: licence of the weights, if known.
 
     Raises:
-        ModelError: the file is not a GGUF that transformers can read.
+        ModelError: the file is not a GGUF that transformers can read, or the copy cannot be written.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
@@ -201,6 +202,10 @@ def convert_gguf(gguf: Path, target: Path, *, digest: str, source: str, licence:
         (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1))
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
+    except SafetensorError as error:  # a full disk
+        raise ModelError(
+            f"{target}: cannot be written ({_first_line(error)}); free some space or set TUNESCOPE_CACHE to another folder"
+        ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -167,6 +167,7 @@ def tune_arm(bench: Bench, arm: str, selection: Selection, progress: Progress) -
             lora_alpha=tuning.lora_alpha,
             seed=config.seed,
         )
+        models.save_memory(moving.model, max(len(e) for e in train))
         progress.note(f"{arm}: {engine.describe(moving).splitlines()[0]}")
         bench.run.write_json(
             f"arms/{arm}/moves.json", {"selection": moving.selection.to_dict(), "text": engine.describe(moving)}

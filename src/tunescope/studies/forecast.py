@@ -91,6 +91,7 @@ def _tuning_forecast(
             lora_alpha=tuning.lora_alpha,
             seed=bench.config.seed,
         )
+        models.save_memory(moving.model, max(len(e) for e in train))
         # Two steps over the same rows: the first one warms up, the second one counts.
         recipe = engine.Recipe(1e-5, num_epochs=2, batch_size=len(typical), seed=bench.config.seed)
         records = list(engine.Tuner(moving, typical, recipe, arm=arm).steps())

@@ -153,8 +153,9 @@ def begin(
         folder.write_json("environment.json", _environment(checked, bench, command))
     if overrides:
         record(folder, "overrides", {"settings": list(overrides)})
-    warnings = sum(finding.severity == "warning" for finding in inputs.report.findings)
-    record(folder, "data accepted", {"files": inputs.files, "warnings": warnings})
+    if not any(row["event"] == "data accepted" for row in folder.read_jsonl("ledger.jsonl")):
+        warnings = sum(finding.severity == "warning" for finding in inputs.report.findings)
+        record(folder, "data accepted", {"files": inputs.files, "warnings": warnings})
     return bench
 
 
