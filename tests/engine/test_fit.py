@@ -137,29 +137,31 @@ def test_a_held_out_loss_that_is_not_finite_is_an_error(monkeypatch, bad):
 # --- resume ---
 
 
-def cut(folder, steps, checks, **settings):
+def cut(folder, steps, checks, make=lambda: make_tuner(recipe=LONG)):
     """Reads a fit up to the given step and drops it, as a kill between two records does."""
-    fit = Fit(make_tuner(recipe=LONG, **settings), checks, folder=folder)
     records = []
-    for record in fit:
+    for record in Fit(make(), checks, folder=folder):
         records.append(record)
         if record.step == steps:
             break
     return records
 
 
-@pytest.mark.parametrize(("every", "patience"), [(1, 0), (2, 2), (5, 1)])
-def test_resume_after_a_cut_at_every_step_equals_the_uninterrupted_run(tmp_path, every, patience):
+@pytest.mark.parametrize(
+    ("every", "patience", "kind"), [(1, 0, "lora on one block"), (2, 2, "weights of parts"), (3, 1, "full")]
+)
+def test_resume_after_a_cut_at_every_step_equals_the_uninterrupted_run(tmp_path, every, patience, kind):
+    def make(seed=0):
+        return make_tuner(kind, recipe=replace(LONG, batch_size=6), seed=seed)  # 8 steps
+
     checks = Checks(HELD_OUT, every=every, patience=patience)
-    whole = Fit(make_tuner(recipe=LONG), checks, folder=tmp_path / "whole")
+    whole = Fit(make(), checks, folder=tmp_path / "whole")
     records = facts_of(run(whole))
     for step in range(1, len(records)):
         folder = tmp_path / str(step)
-        first = facts_of(cut(folder, step, checks))
-        assert first == records[:step]
+        assert facts_of(cut(folder, step, checks, make)) == records[:step]
         # Another adapter where there is a checkpoint: all of it must come from there.
-        seed = 5 if (folder / "checkpoint.safetensors").is_file() else 0
-        resumed = Fit(make_tuner(recipe=LONG, seed=seed), checks, folder=folder)
+        resumed = Fit(make(5 if (folder / "checkpoint.safetensors").is_file() else 0), checks, folder=folder)
         done = resumed.tuner.step
         assert 0 <= step - done <= every
         assert facts_of(run(resumed)) == records[done:]

@@ -23,7 +23,7 @@ from tiny_runs import (
 from tunescope.data import epoch_batches
 from tunescope.engine import Recipe, Tuner, read_tensors, scheduled, write_tensors
 from tunescope.errors import DataError, IntegrityError, TunescopeError
-from tunescope.models import pad_right
+from tunescope.models import bare, pad_right
 from tunescope.runs.records import Selection
 from tunescope.testing import tiny_model
 
@@ -65,21 +65,28 @@ def plain_loop(model, parameters, rows, recipe, n_steps):
 # --- parity ---
 
 
-@pytest.mark.parametrize(
-    "recipe", [RECIPE, replace(RECIPE, weight_decay=0.1, max_grad_norm=0.05)], ids=["plain", "decay and clipping"]
-)
-def test_the_loop_equals_the_plain_loop_of_torch_and_transformers(kind, family, recipe):
+def assert_equals_plain_loop(kind, family, recipe):
     tuner = make_tuner(kind, family, recipe=recipe)
     records = finish(tuner)
     other = make_moving(kind, family)
-    other.model.set_attn_implementation("eager")
+    bare(other.model).set_attn_implementation("eager")
     losses, norms = plain_loop(other.model, list(other.parameters.values()), make_rows(), recipe, len(records))
-    assert [r.loss for r in records] == pytest.approx(losses, abs=1e-3)
-    assert [r.grad_norm for r in records] == pytest.approx(norms, rel=1e-2)
-    assert max(norms) > recipe.max_grad_norm or recipe is RECIPE  # so that clipping is really tried
+    assert [r.loss for r in records] == pytest.approx(losses, abs=1e-5)
+    assert [r.grad_norm for r in records] == pytest.approx(norms, rel=1e-5)
     for name, parameter in tuner.moving.parameters.items():
-        # A step of Adam is as long as the learning rate whatever the gradient, so a rounding error can grow to a part of it.
-        torch.testing.assert_close(parameter, other.parameters[name], rtol=0, atol=0.3 * recipe.learning_rate, msg=name)
+        # Adam divides by the size of the gradient, so where that is almost 0 a rounding error becomes a part of a step.
+        torch.testing.assert_close(parameter, other.parameters[name], rtol=0, atol=0.1 * recipe.learning_rate, msg=name)
+    return norms
+
+
+def test_the_loop_equals_the_plain_loop_of_torch_and_transformers(kind, family):
+    recipe = replace(RECIPE, weight_decay=0.1, max_grad_norm=0.05)
+    assert min(assert_equals_plain_loop(kind, family, recipe)) > recipe.max_grad_norm  # clipped in every step
+
+
+def test_without_decay_and_clipping_it_equals_the_plain_loop_too(kind):
+    recipe = replace(RECIPE, max_grad_norm=100.0)
+    assert max(assert_equals_plain_loop(kind, "llama", recipe)) < recipe.max_grad_norm
 
 
 def test_the_recorded_trajectory_is_kept():
@@ -87,9 +94,9 @@ def test_the_recorded_trajectory_is_kept():
     assert [r.loss for r in records] == pytest.approx(RECORDED, abs=1e-4)
 
 
-def test_it_learns(kind, family):
+def test_it_learns(kind):
     rate = 3e-2 if kind.startswith("lora") else 1e-2
-    losses = [r.loss for r in finish(make_tuner(kind, family, recipe=Recipe(rate, num_epochs=8, batch_size=4)))]
+    losses = [r.loss for r in finish(make_tuner(kind, recipe=Recipe(rate, num_epochs=8, batch_size=4)))]
     assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 0.6
 
 
