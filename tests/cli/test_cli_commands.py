@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import HOSTILE, Finished, Outcome
+from commands import HOSTILE, Finished, Outcome
 
 import tunescope
 from tunescope.runs.folder import RunFolder

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Outcome
+from commands import Outcome
 
 from tunescope.runs import ledger
 
-OVERRIDES = ("arms=[nothing, selected]", "tuning.num_epochs=40", "tuning.patience=0", "tuning.learning_rate=1e-5")
+OVERRIDES = ("arms=[nothing, selected]", "tuning.num_epochs=20", "tuning.patience=0", "tuning.learning_rate=1e-5")
 
 
 def test_ctrl_c_saves_says_how_to_go_on_and_the_run_goes_on(
@@ -39,10 +39,10 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_run_goes_on(
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["error"]) == ("failed", "stopped by the user")
     done = steps.read_bytes().count(b"\n")
-    assert (run / "arms" / "selected" / "checkpoint.safetensors").is_file() and 5 <= done < 80
+    assert (run / "arms" / "selected" / "checkpoint.safetensors").is_file() and 5 <= done < 40
     said = command(*arguments, "--resume")
-    assert said.code == 0 and f"continues after step {done} of 80" in said.err
-    assert [json.loads(line)["step"] for line in steps.read_text().splitlines()] == list(range(1, 81))
+    assert said.code == 0 and f"continues after step {done} of 40" in said.err
+    assert [json.loads(line)["step"] for line in steps.read_text().splitlines()] == list(range(1, 41))
     assert ledger.verify(run / "ledger.jsonl").n == 4  # overrides, data, plan, verdict
 
 

@@ -26,6 +26,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(app: typer.Typer, arguments: list[str] | None) -> int:
     try:
         code = app(args=arguments, standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except TunescopeError as error:
         for problem in error.problems:
@@ -34,7 +36,13 @@ def _run(app: typer.Typer, arguments: list[str] | None) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        _say("stopped. What was done is kept: run the same command with --resume to go on")
+        from tunescope.cli.app import current_run
+
+        _say(
+            "stopped"
+            if current_run is None
+            else "stopped. What was done is kept: run the same command with --resume to go on"
+        )
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

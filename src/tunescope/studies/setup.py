@@ -201,34 +201,6 @@ def record(folder: RunFolder, event: str, details: dict[str, Any]) -> None:
     ledger.append(path, event, details, actor=user_name(), key=ledger.key_from_environment())
 
 
-def _check_prompts(config: Config, inputs: Inputs, chat: ChatFormat, loaded: Loaded) -> None:
-    """Refuses prompts that the model cannot read whole, and an arm `prompt` that has nothing to show."""
-    if Arm.PROMPT in config.arms and (bare := [t.name for t in inputs.tasks if not t.train and t.test]):
-        raise ConfigError(
-            f"arm prompt shows training examples, and task {bare[0]} has none; add `train`, or take prompt out of arms"
-        )
-    limit = getattr(loaded.model.config, "max_position_embeddings", None)
-    if limit is None:
-        return
-    problems = []
-    for task in inputs.tasks:
-        shown = demonstrations(task, config.evaluation.demonstrations) if Arm.PROMPT in config.arms else ()
-        answer = (
-            max((len(chat.target_ids(label)) for label in task.labels), default=0)
-            if task.labels
-            else config.evaluation.max_new_tokens
-        )
-        tests = [*task.test, *(e for examples in task.out_of_domain.values() for e in examples)]
-        longest = max((len(chat.encode(e, demonstrations=shown).prompt_ids) for e in tests), default=0) + answer
-        if longest > limit:
-            problems.append(
-                f"task {task.name}: the longest prompt with {len(shown)} demonstration(s) and its answer has {longest:,} tokens, the model reads "
-                f"{limit:,}; show fewer (evaluation.demonstrations), shorten the rows, or lower evaluation.max_new_tokens"
-            )
-    if problems:
-        raise ConfigError(problems)
-
-
 def _check_unchanged(before: dict[str, Any], inputs: Inputs, loaded: Loaded, threads: int, progress: Progress) -> None:
     # The settings are the same, so the files come in the same order; their paths are shown relative to the working directory.
     problems = [
