@@ -54,7 +54,10 @@ def digest(run: Path) -> dict[str, str]:
     """Hashes of everything that must not depend on an interruption: results, samples, risk, layers and all weights."""
     files = [run / name for name in COMPARED] + sorted((run / "weights").rglob("*.safetensors"))
     found = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    steps = [{k: v for k, v in yaml.safe_load(line).items() if k != "seconds"} for line in (run / "steps.jsonl").read_text().splitlines()]
+    steps = [
+        {k: v for k, v in yaml.safe_load(line).items() if k != "seconds"}
+        for line in (run / "steps.jsonl").read_text().splitlines()
+    ]
     found["steps.jsonl without seconds"] = hashlib.sha256(repr(steps).encode()).hexdigest()
     return found
 
@@ -92,12 +95,17 @@ def main() -> int:
                 process.kill()
                 process.communicate()
                 status = run / "status.json"
-                stages.append(yaml.safe_load(status.read_text())["stage"] if status.is_file() else "before the run folder")
+                stages.append(
+                    yaml.safe_load(status.read_text())["stage"] if status.is_file() else "before the run folder"
+                )
             finish(start(config, run))
             different = [name for name, value in digest(run).items() if expected.get(name) != value]
             failures += bool(different)
             shown = ", ".join(f"{m:.1f} s ({s})" for m, s in zip(moments, stages, strict=True))
-            print(f"{number:2d}: killed at {shown}: {'DIFFERENT ' + ', '.join(different) if different else 'identical'}", flush=True)
+            print(
+                f"{number:2d}: killed at {shown}: {'DIFFERENT ' + ', '.join(different) if different else 'identical'}",
+                flush=True,
+            )
     print(f"{options.runs - failures} of {options.runs} runs identical")
     return 1 if failures else 0
 

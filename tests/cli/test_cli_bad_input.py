@@ -203,6 +203,8 @@ def test_a_file_that_holds_no_settings_is_refused(
         (["device=cuda:9"], ["device cuda:9: this machine has"]),
         (["tasks.0.labels=null"], ["accuracy needs labels"]),
         (["revision=main"], ["a revision is for hub ids"]),
+        (["tasks.0.name=../../x"], [r"tasks.0.name: got '\.\./\.\./x'"]),
+        (["tasks.0.test=/dev/zero"], ["/dev/zero: "]),
     ],
 )  # fmt: skip
 def test_wrong_overrides_are_refused_as_they_were_typed(
@@ -379,6 +381,17 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_when_there_is_room(
     again = command("poc", study, *arms, "--resume")
     assert again.code == 0, again.err
     assert [json.loads(line)["step"] for line in (run / "steps.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_an_export_for_which_there_is_no_room_leaves_nothing(
+    finished: Finished, command: Command, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished.run, tmp_path / "run"))
+    with largest_file(20_000):
+        said = command("export", run, "selected", "--to", tmp_path / "out" / "merged")
+    assert_refused(said, ["no space left; free some"])
+    assert list((tmp_path / "out").iterdir()) == []
+    assert command("audit", "verify", run).code == 0
 
 
 def test_a_disk_that_is_full_from_the_start_leaves_nothing_to_remove(

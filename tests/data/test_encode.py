@@ -114,6 +114,12 @@ def test_the_end_token_stops_generation(chat):
     assert chat.end_id in chat.stop_ids
 
 
+def test_the_first_marker_after_an_answer_ends_it():
+    chat = ChatFormat(tokenizer_with(TEMPLATES["plain"].replace("'<end>'", "'<system><end>'")))
+    assert [chat.decode([i]) for i in chat.target_ids("x")] == ["x", "<system>"]
+    assert {chat.decode([i]) for i in chat.stop_ids} == {"<system>", "<end>"}
+
+
 def test_generation_stops_at_the_end_of_turn_and_at_the_end_of_text():
     tokenizer = tokenizer_with(
         "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '<turn>' }}{% endfor %}" + ANSWER

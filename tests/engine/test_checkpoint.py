@@ -113,6 +113,15 @@ def test_equal_contents_are_equal_bytes(file, tmp_path):
         assert (tmp_path / name).read_bytes() == file.read_bytes()
 
 
+def test_the_old_file_is_replaced_and_never_written_into(file):
+    """Whoever has the old file open, a kill included, sees it whole until the new one stands in its place."""
+    content = file.read_bytes()
+    with file.open("rb") as old:
+        write_tensors(file, {"other": torch.ones(3)}, {})
+        assert old.read() == content
+    assert file.read_bytes() != content
+
+
 def test_a_stop_while_writing_leaves_the_last_good_one(file, monkeypatch):
     def half(tensors, filename, metadata=None):
         filename.write_bytes(b"half of it")

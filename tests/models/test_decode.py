@@ -10,8 +10,8 @@ from tunescope.models.attention import register
 from tunescope.testing import tiny_model
 
 END = 256
-# Two that share their first token, one that is the start of another, one of a single token.
-CHOICES = [[105, 116, END], [105, 110, END], [105, 116, 97, 108, END], [END]]
+# Two that share their first token, one that is the start of another, one of a single token, one of two.
+CHOICES = [[105, 116, END], [105, 110, END], [105, 116, 97, 108, END], [END], [104, END]]
 
 
 def plain_logprobs(model, prompts, choices):
@@ -73,7 +73,7 @@ def test_log_probabilities_equal_the_plain_computation(model, reference, prompts
 
 
 def test_choices_that_share_tokens_differ_by_what_they_do_not_share(model, reference, prompts):
-    it, is_, _, end = continuation_logprobs(model, prompts, CHOICES).T
+    it, is_, _, end, _ = continuation_logprobs(model, prompts, CHOICES).T
     assert not torch.allclose(it, is_, atol=1e-2)
     # "it" + end and "ital" + end share two tokens; what is left is P(end | it) against P(al, end | it).
     after = [[*prompt, 105, 116] for prompt in prompts]
@@ -124,7 +124,7 @@ def test_a_prompt_of_one_token_and_a_single_row_work(model, reference):
 
 
 def test_nothing_to_score_gives_nothing(model, prompts):
-    assert continuation_logprobs(model, [], CHOICES).shape == (0, 4)
+    assert continuation_logprobs(model, [], CHOICES).shape == (0, 5)
     assert continuation_logprobs(model, prompts, []).shape == (7, 0)
     assert list(greedy(model, [], stop_ids=(END,), max_new_tokens=3)) == []
 
@@ -141,6 +141,16 @@ def test_scores_do_not_depend_on_the_batch(family, name):
         torch.testing.assert_close(
             variant, whole, **({"rtol": 0, "atol": 0} if name == "bfloat16" else {"rtol": 1e-6, "atol": 1e-5})
         )
+
+
+def test_a_single_row_with_a_single_token_scores_as_in_a_batch():
+    """A mean over one row may be summed in another order than over several; at a width of 576 (SmolLM2's) it is."""
+    model = tiny_model("llama", d_model=576, dtype=torch.bfloat16)
+    prompts = make_prompts(rows=6, shared=40)
+    choices = [[104, END], [105, END]]  # one token is read after the prompt
+    assert torch.equal(
+        continuation_logprobs(model, prompts, choices, batch_tokens=1), continuation_logprobs(model, prompts, choices)
+    )
 
 
 def test_bfloat16_scores_are_close_to_float32(family, prompts):

@@ -302,6 +302,16 @@ def test_all_settings_that_cannot_work_are_named_at_once(study: Path, tmp_path: 
     assert len(caught.value.problems) == 4
 
 
+def test_a_test_example_that_the_prompt_would_show_is_refused_by_line(study: Path, tmp_path: Path) -> None:
+    data = study.parent / "data"
+    same = shutil.copyfile(data / "routing.train.jsonl", tmp_path / "same.jsonl")
+    overrides = [f"tasks.0.test={same}", "data.drop_duplicates=false", "evaluation.demonstrations=3"]
+    config = with_settings(study, tmp_path, *overrides)
+    with pytest.raises(ConfigError, match=r"same\.jsonl:\d+: arm prompt shows this example") as caught:
+        poc.run(config)
+    assert len(caught.value.problems) == 3 and not config.output_dir.exists()
+
+
 def test_two_out_of_domain_files_of_one_name_are_refused(study: Path, tmp_path: Path) -> None:
     row = {"instruction": "Desk?", "input": "zzz", "output": "it"}
     twin = write_jsonl(tmp_path / "routing.plant_b.jsonl", [row])

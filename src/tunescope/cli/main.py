@@ -50,7 +50,7 @@ def _run(app: typer.Typer, arguments: list[str] | None) -> int:
     except Exception as error:
         if _is_disk_full(error):
             where = getattr(error, "filename", None) or "the disk"
-            _say(f"error: {where}: no space left; free some, then run the same command with --resume")
+            _say(f"error: {where}: no space left; free some, then run the command again (a study with --resume)")
             return 2
         # Usage errors are click's; typer carries a copy of click inside, whose classes have no public name.
         if hasattr(error, "show") and hasattr(error, "exit_code"):

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunescope import engine, evaluate, models, select
 from tunescope.config import Arm, Config
-from tunescope.data import ChatFormat
+from tunescope.data import ChatFormat, Task
 from tunescope.errors import ConfigError, DataError, IntegrityError, ModelError
 from tunescope.models import Loaded, Located
 from tunescope.runs import ledger
@@ -80,6 +80,7 @@ def _refuse_unfit(config: Config, inputs: Inputs, loaded: Loaded, chat: ChatForm
             for task in inputs.tasks
             if not demonstrations(task, 1) and (task.test or task.out_of_domain)
         ]
+        problems += [problem for task in inputs.tasks for problem in _given_away(config, task)]
     names = models.block_names(loaded.info.n_layers)
     chosen_by_hand = config.selection.blocks if Arm.SELECTED in config.arms else None
     try:
@@ -96,6 +97,17 @@ def _refuse_unfit(config: Config, inputs: Inputs, loaded: Loaded, chat: ChatForm
     problems += _too_long(config, inputs, loaded, chat)
     if problems:
         raise ConfigError(problems)
+
+
+def _given_away(config: Config, task: Task) -> list[str]:
+    """Test examples that are also demonstrations: the arm `prompt` would read their answers."""
+    shown = {(d.instruction, d.input) for d in demonstrations(task, config.evaluation.demonstrations)}
+    return [
+        f"{e.file}:{e.line}: arm prompt shows this example of task {task.name!r} as a demonstration, answer included; set "
+        "data.drop_duplicates to true, or remove it from the training file"
+        for e in (*task.test, *(e for examples in task.out_of_domain.values() for e in examples))
+        if (e.instruction, e.input) in shown
+    ]
 
 
 def _too_long(config: Config, inputs: Inputs, loaded: Loaded, chat: ChatFormat) -> list[str]:
