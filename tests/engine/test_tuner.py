@@ -12,6 +12,7 @@ from tiny_runs import (
     DTYPES,
     N_LAYERS,
     RECIPE,
+    SELECTIONS,
     assert_same,
     facts_of,
     make_moving,
@@ -21,9 +22,10 @@ from tiny_runs import (
 )
 
 from tunescope.data import epoch_batches
-from tunescope.engine import Recipe, Tuner, read_tensors, scheduled, write_tensors
+from tunescope.engine import Recipe, Tuner, pieces, read_tensors, scheduled, write_tensors
+from tunescope.engine import tuner as tuner_module
 from tunescope.errors import DataError, IntegrityError, TunescopeError
-from tunescope.models import bare, pad_right
+from tunescope.models import bare, pad_right, token_losses
 from tunescope.runs.records import Selection
 from tunescope.testing import tiny_model
 
@@ -143,6 +145,32 @@ def test_a_record_states_what_happened_in_its_step():
         assert sum(r.tokens for r in epoch) == sum(len(row) for row in rows)
         assert sum(r.target_tokens for r in epoch) == sum(len(row.target_ids) for row in rows)
     assert all(r.arm == "test" and r.seconds > 0 and r.grad_norm > 0 and r.validation_loss is None for r in records)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 20, 37])
+@pytest.mark.parametrize("kind", SELECTIONS)
+def test_a_step_in_pieces_equals_the_step_in_one(kind, batch_tokens):
+    whole, cut = make_tuner(kind), make_tuner(kind, recipe=replace(RECIPE, batch_tokens=batch_tokens))
+    for one, other in zip(whole.steps(), cut.steps(), strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=1e-4)
+        assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-3)
+        assert (other.tokens, other.target_tokens) == (one.tokens, one.target_tokens)
+
+
+def test_no_pass_holds_more_tokens_than_allowed(monkeypatch):
+    seen = []
+    monkeypatch.setattr(tuner_module, "token_losses", lambda *a: seen.append(a[1].numel()) or token_losses(*a))
+    finish(make_tuner(recipe=replace(RECIPE, batch_tokens=40)))
+    assert max(seen) <= 40
+    assert len(seen) > 6  # steps
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 120))
+def test_pieces_keep_order_fit_and_leave_nothing_out(lengths, batch_tokens):
+    cut = pieces(lengths, batch_tokens)
+    assert [i for piece in cut for i in piece] == list(range(len(lengths)))
+    for piece in cut:
+        assert len(piece) == 1 or len(piece) * max(lengths[i] for i in piece) <= batch_tokens
 
 
 def test_a_finished_tuner_takes_no_more_steps():

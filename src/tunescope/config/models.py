@@ -151,6 +151,11 @@ class TuningSettings(Settings):
     )
     num_epochs: int = Field(3, ge=1, le=1000, description="Passes over the training examples.")
     batch_size: int = Field(8, ge=1, le=4096, description="Examples per optimiser step.")
+    batch_tokens: int = Field(
+        1024,
+        ge=1,
+        description="Tokens, padding included, per forward and backward pass; a step with more is taken in pieces. Less needs less memory.",
+    )
     warmup_fraction: float = Field(0.05, ge=0, le=0.5, description="Share of the steps with rising learning rate.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay of what moves.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")

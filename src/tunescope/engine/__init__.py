@@ -12,7 +12,7 @@ from tunescope.engine.moving import (
     prepare,
     to_inference,
 )
-from tunescope.engine.tuner import Recipe, Tuner, load_weights, scheduled
+from tunescope.engine.tuner import Recipe, Tuner, load_weights, pieces, scheduled
 from tunescope.engine.weights import attach, check_fits, save, weight_bytes
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "check_selection",
     "describe",
     "load_weights",
+    "pieces",
     "prepare",
     "race",
     "race_steps",

@@ -28,6 +28,7 @@ class Recipe:
         learning_rate: at the peak.
         num_epochs: passes over the examples.
         batch_size: examples per optimiser step.
+        batch_tokens: tokens, padding included, per forward and backward pass; a larger step is taken in pieces.
         warmup_fraction: share of the steps with rising learning rate; then a half cosine down to 0.
         weight_decay: decoupled (AdamW), of matrices only.
         max_grad_norm: gradients are scaled down to this norm.
@@ -37,6 +38,7 @@ class Recipe:
     learning_rate: float
     num_epochs: int = 3
     batch_size: int = 8
+    batch_tokens: int = 1024
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -61,6 +63,32 @@ def scheduled(recipe: Recipe, step: int, total_steps: int) -> float:
         return recipe.learning_rate * (step + 1) / warmup
     progress = (step - warmup) / max(1, total_steps - warmup)
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def pieces(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Cuts the examples of one step into passes that fit in memory; the gradient is the sum over them.
+
+    Args:
+        lengths: tokens per example.
+        batch_tokens: tokens per pass, padding included; a longer example gets a pass of its own.
+
+    Returns:
+        Lists of indices into `lengths`, in order; every index once.
+
+    Example:
+        >>> pieces([3, 4, 4, 9], batch_tokens=8)
+        [[0, 1], [2], [3]]
+    """
+    cut: list[list[int]] = []
+    longest = 0
+    for index, length in enumerate(lengths):
+        longest = max(longest, length)
+        if cut and longest * (len(cut[-1]) + 1) <= batch_tokens:
+            cut[-1].append(index)
+        else:
+            cut.append([index])
+            longest = length
+    return cut
 
 
 class Tuner:
@@ -128,16 +156,20 @@ class Tuner:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         device = self._parameters[0].device
-        tensors = [t.to(device) for t in pad_right(rows)]
-        with self.moving.compute(), asserts_backward_stops(self.moving):
-            losses, _ = token_losses(self.moving.model, *tensors)
-            loss = losses.mean()
-        loss.backward()
+        targets = sum(len(row.target_ids) - (not row.prompt_ids) for row in rows)  # nothing predicts a first token
+        loss = torch.zeros((), device=device)
+        for piece in pieces([len(row) for row in rows], self.recipe.batch_tokens):
+            tensors = [t.to(device) for t in pad_right([rows[i] for i in piece])]
+            with self.moving.compute(), asserts_backward_stops(self.moving):
+                losses, _ = token_losses(self.moving.model, *tensors)
+                share = losses.sum() / targets
+            share.backward()
+            loss += share.detach()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.max_grad_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             self._optimizer.zero_grad(set_to_none=True)  # another tuner may go on with these weights
             raise TunescopeError(
-                f"arm {self.arm}: loss {float(loss.detach()):g}, gradient norm {float(norm):g} at step {self.step + 1}; lower the learning rate "
+                f"arm {self.arm}: loss {float(loss):g}, gradient norm {float(norm):g} at step {self.step + 1}; lower the learning rate "
                 f"(now {rate:g}) or use dtype float32"
             )
         self._optimizer.step()
@@ -150,11 +182,11 @@ class Tuner:
             arm=self.arm,
             step=self.step,
             epoch=self.step / self.steps_per_epoch,
-            loss=float(loss.detach()),
+            loss=float(loss),
             learning_rate=rate,
             grad_norm=float(norm),
-            tokens=int(tensors[1].sum()),
-            target_tokens=len(losses),
+            tokens=sum(len(row) for row in rows),
+            target_tokens=targets,
             seconds=time.perf_counter() - started,
         )
 

@@ -179,6 +179,7 @@ def tune_arm(bench: Bench, arm: str, selection: Selection, progress: Progress) -
                 rate,
                 tuning.num_epochs,
                 tuning.batch_size,
+                tuning.batch_tokens,
                 tuning.warmup_fraction,
                 tuning.weight_decay,
                 tuning.max_grad_norm,

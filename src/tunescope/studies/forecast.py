@@ -80,7 +80,10 @@ def _tuning_forecast(
     seconds_per_token: float,
 ) -> Forecast:
     tuning = bench.config.tuning
-    typical = sorted(train, key=len)[len(train) // 2 :][: min(tuning.batch_size, 4)]
+    longest = sorted(train, key=len, reverse=True)[: tuning.batch_size]
+    rows = longest[
+        : len(engine.pieces([len(row) for row in longest], tuning.batch_tokens)[0])
+    ]  # the largest pass of all
     loaded = bench.load()
     with engine.Meter(bench.device) as meter:
         moving = engine.prepare(
@@ -93,8 +96,8 @@ def _tuning_forecast(
         )
         models.save_memory(moving.model, max(len(e) for e in train))
         # Two steps over the same rows: the first one warms up, the second one counts.
-        recipe = engine.Recipe(1e-5, num_epochs=2, batch_size=len(typical), seed=bench.config.seed)
-        records = list(engine.Tuner(moving, typical, recipe, arm=arm).steps())
+        recipe = engine.Recipe(1e-5, num_epochs=2, batch_size=len(rows), batch_tokens=tuning.batch_tokens)
+        records = list(engine.Tuner(moving, rows, recipe, arm=arm).steps())
     per_token = records[-1].seconds / records[-1].tokens
     epoch_tokens = sum(len(e) for e in train)
     steps_per_epoch = -(-len(train) // tuning.batch_size)
