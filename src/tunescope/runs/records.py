@@ -137,6 +137,7 @@ class LayerScores(Record):
         n: number of examples behind each number.
         higher_means: what a high number says.
         task: name of the task, or ``*`` for all together.
+        null: what chance gives, one number a layer (95th percentile under permuted rows), or None where there is no null.
     """
 
     name: str
@@ -148,6 +149,47 @@ class LayerScores(Record):
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
     task: str = "*"
+    null: tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Bands(Record):
+    """Where shared, transition and refinement blocks begin and end, or why that cannot be said.
+
+    Attributes:
+        found: whether a transition band was found.
+        why: one line: what the bands rest on, or what was missing.
+        layers: all blocks by canonical name, ``block.0`` first.
+        boundaries: index of the first transition block and of the first refinement block; None where nothing was found.
+        low: lower ends of the bootstrap intervals of the two boundaries, or None.
+        high: upper ends, or None.
+        stability: for each boundary the share of bootstrap resamples in which it lies within one block, or None.
+        n_tasks: tasks behind it.
+    """
+
+    found: bool
+    why: str
+    layers: tuple[str, ...]
+    boundaries: tuple[int, int] | None = None
+    low: tuple[int, int] | None = None
+    high: tuple[int, int] | None = None
+    stability: tuple[float, float] | None = None
+    n_tasks: int = 0
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Blocks below the transition; empty if none was found."""
+        return tuple(self.layers[: self.boundaries[0]]) if self.boundaries else ()
+
+    @property
+    def transition(self) -> tuple[str, ...]:
+        """Blocks of the transition; empty if none was found."""
+        return tuple(self.layers[self.boundaries[0] : self.boundaries[1]]) if self.boundaries else ()
+
+    @property
+    def refinement(self) -> tuple[str, ...]:
+        """Blocks above the transition; empty if none was found."""
+        return tuple(self.layers[self.boundaries[1] :]) if self.boundaries else ()
 
 
 @dataclasses.dataclass(frozen=True)
