@@ -23,6 +23,8 @@ Command = Callable[..., Outcome]
 COMMANDS = (
     ["quickstart"],
     ["poc"],
+    ["plan"],
+    ["approve"],
     ["tune"],
     ["evaluate"],
     ["init"],
@@ -67,7 +69,7 @@ def test_help_of_every_command_answers_without_torch() -> None:
 
 def test_a_study_command_has_the_options_that_all_share(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    for name in ("quickstart", "poc", "tune", "evaluate"):
+    for name in ("quickstart", "poc", "plan", "tune", "evaluate"):
         text = command(name, "--help").out
         assert all(option in text for option in ("--dry-run", "--json", "--resume"))
 

@@ -21,6 +21,9 @@ KILLED_AFTER = (
     "environment.json",
     "layers.json",
     "forecast.json",
+    "plan.json",
+    "plan.yaml",
+    "plan_in_use.json",
     "race.json",
     "best.safetensors",
     "checkpoint.safetensors",
@@ -42,7 +45,10 @@ def everything(folder: Path) -> dict[str, object]:
         path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("weights/*/*.safetensors")
     }
     texts = {name: (folder / name).read_bytes() for name in SAME_BYTES if name != "config.yaml"}
-    events = [(row["event"], row["details"]) for row in run.read_jsonl("ledger.jsonl")]
+    events = [
+        (row["event"], {key: value for key, value in row["details"].items() if key != "sha256"})  # of a plan: it has times in it
+        for row in run.read_jsonl("ledger.jsonl")
+    ]
     return {"steps": steps, "events": events, "left": sorted(p.name for p in folder.iterdir()), **weights, **texts}
 
 

@@ -246,7 +246,10 @@ def test_costs_are_told_before_and_after(run: RunFolder, costs: dict[str, Foreca
             size = sum(f.stat().st_size for f in (run.path / "weights" / arm).glob("*.safetensors"))
             assert cost.adapter_bytes == size
     plan = yaml.safe_load((run.path / "plan.yaml").read_text(encoding="utf-8"))
-    assert list(plan["arms"]) == TUNED_ARMS
+    assert list(plan["arms"]) == TUNED_ARMS and plan["state"] == "not required"
+    for arm, planned in plan["arms"].items():
+        assert planned["trainable_parameters"] == costs[arm].trainable_parameters
+        assert planned["forecast"]["tuning_seconds"] == round(forecasts[arm].tuning_seconds, 1)
 
 
 def test_the_verdict_the_risks_and_the_ledger_read_back(run: RunFolder) -> None:
@@ -258,7 +261,7 @@ def test_the_verdict_the_risks_and_the_ledger_read_back(run: RunFolder) -> None:
     assert {r.n for r in risks} == {2 * N_TEST, 2 * N_PLANT_B}
     assert ledger.verify(run.path / "ledger.jsonl").n == 3
     rows = run.read_jsonl("ledger.jsonl")
-    assert [row["event"] for row in rows] == ["data accepted", "plan", "verdict"]
+    assert [row["event"] for row in rows] == ["data accepted", "plan proposed", "verdict"]
     assert rows[-1]["details"]["decision"] == verdict.decision
 
 

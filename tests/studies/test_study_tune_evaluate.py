@@ -44,7 +44,7 @@ def test_one_arm_alone_gets_the_weights_that_the_whole_study_gave_it(
     assert alone.read_json("status.json")["state"] == "done"
     (cost,) = alone.read_json("costs.json")["actual"]
     assert cost["arm"] == arm and cost["steps"] == 10
-    assert [row["event"] for row in alone.read_jsonl("ledger.jsonl")] == ["data accepted", "plan"]
+    assert [row["event"] for row in alone.read_jsonl("ledger.jsonl")] == ["data accepted", "plan proposed"]
     assert ledger.verify(alone.path / "ledger.jsonl").n == 2
 
 

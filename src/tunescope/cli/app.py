@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from tunescope.config import Config
     from tunescope.runs.folder import RunFolder
+    from tunescope.runs.plan import Plan
 
 app = typer.Typer(
     name="tunescope",
@@ -85,6 +86,66 @@ def poc(
 ) -> None:
     """Run the whole proof of concept on your data and write one report with a verdict."""
     _poc(_load(config, overrides), "poc", overrides or [], dry_run, as_json, resume)
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    arm: Annotated[
+        str | None, typer.Option(help="Plan `tune --arm` instead of the whole proof of concept.", show_default=False)
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    resume: Resume = False,
+) -> None:
+    """Say what would be tuned, why and at what price, in a plan.yaml that you can edit; nothing is tuned."""
+    from tunescope.cli.show import show_plan
+    from tunescope.studies import plan as study
+
+    settings = _load(config, overrides)
+    _blame(settings)
+    with _progress() as progress:
+        if dry_run:
+            forecasts, selections, proposed = study.preview(settings, arm, progress)
+        else:
+            folder, proposed = study.run(
+                settings, arm, command=_command(), overrides=overrides or [], resume=resume, progress=progress
+            )
+    if dry_run:
+        _print_preview(settings, forecasts, selections, as_json=as_json, plan=proposed)
+        return
+    steps = study.next_steps(folder, proposed, required=settings.approval == "required")
+    if as_json:
+        state = folder.read_json("status.json")["state"]
+        _print_json({"run": str(folder.path), "state": state, "plan": proposed.to_dict(), "next": steps})
+        return
+    show_plan(_console(stderr=False), proposed)
+    print(f"plan: {folder.path / 'plan.yaml'} ({proposed.state})")
+    for step in steps:
+        print(f"next: {step}")
+
+
+@app.command()
+def approve(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with a plan.")],
+    by: Annotated[str, typer.Option("--by", help="Name of the person who approves.")],
+    as_json: AsJson = False,
+) -> None:
+    """Approve the plan of a run as it stands in its plan.yaml, edits included."""
+    from tunescope.cli.show import show_plan
+    from tunescope.studies import approve as study
+
+    done = study.run(run, by)
+    digest = done.plan.sha256
+    if as_json:
+        facts = {"by": done.by, "at": done.at, "sha256": digest, "already": done.already, "next": [done.resume]}
+        _print_json({"run": str(run), "plan": done.plan.to_dict(), **facts})
+        return
+    show_plan(_console(stderr=False), done.plan)
+    said = "was already approved" if done.already else "approved"
+    print(f"plan {digest[:12]} {said} by {done.by} at {done.at}")
+    print(f"next: {done.resume}")
 
 
 @app.command()
@@ -338,19 +399,24 @@ def _finish(folder: RunFolder, as_json: bool, line: str | None = None) -> None:
     print(f"report: {page}")
 
 
-def _print_preview(settings: Config, forecasts: list[Any], selections: dict[str, Any], *, as_json: bool) -> None:
-    from tunescope.cli.show import show_forecast
+def _print_preview(
+    settings: Config, forecasts: list[Any], selections: dict[str, Any], *, as_json: bool, plan: Plan | None = None
+) -> None:
+    from tunescope.cli.show import show_alternatives, show_forecast
 
     if as_json:
         _print_json(
             {
                 "forecast": [f.to_dict() for f in forecasts],
                 "selections": {a: s.to_dict() for a, s in selections.items()},
+                **({"plan": plan.to_dict()} if plan else {}),
             }
         )
         return
     business = settings.business
     show_forecast(_console(stderr=False), forecasts, selections, business.machine_cost_per_hour, business.currency)
+    if plan:
+        show_alternatives(_console(stderr=False), plan)
 
 
 def _show_example(example: Any) -> None:

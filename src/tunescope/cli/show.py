@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunescope.runs.folder import RunFolder
+from tunescope.runs.plan import WHOLE_BLOCKS, Alternative, Plan, PlannedArm, duration, moves_text, size
 from tunescope.runs.records import Forecast, Result, Selection, Verdict
 
 _DECISIONS = {
@@ -41,6 +42,39 @@ def show_forecast(
         )
     console.print(table)
     console.print(f"in all about {sum(f.tuning_seconds + f.evaluation_seconds for f in forecasts) / 60:.0f} min")
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    """Prints what each arm of a plan moves and costs, and what else there is."""
+    table = Table(title="Plan", title_justify="left")
+    for name in ("arm", "what moves", "weights", "tuning", "measuring", "memory", "machine cost"):
+        table.add_column(name, justify="left" if name in ("arm", "what moves") else "right")
+    for arm in plan.arms:
+        parts = "" if arm.whole_model else f" ({', '.join(arm.modules) or WHOLE_BLOCKS})"
+        moves = Text(f"{moves_text(arm)}{parts}\n").append(arm.why, style="dim")
+        table.add_row(arm.arm, moves, *_price(arm, plan.currency))
+    console.print(table)
+    show_alternatives(console, plan)
+
+
+def show_alternatives(console: Console, plan: Plan) -> None:
+    """Prints what else could be tuned, with its price."""
+    if not plan.alternatives:
+        return
+    table = Table(title="What else could be tuned, worked out from these steps", title_justify="left")
+    for name in ("alternative", "what moves", "weights", "tuning", "measuring", "memory", "machine cost"):
+        table.add_column(name, justify="left" if name in ("alternative", "what moves") else "right")
+    for other in plan.alternatives:
+        table.add_row(Text(other.name), moves_text(other), *_price(other, plan.currency))
+    console.print(table)
+
+
+def _price(item: PlannedArm | Alternative, currency: str) -> list[str]:
+    price = item.forecast
+    about = "~" if price.basis == "estimated" else ""
+    times = [f"{about}{duration(seconds)}" for seconds in (price.tuning_seconds, price.evaluation_seconds)]
+    memory = f"{about}{size(price.peak_memory_bytes)}"
+    return [f"{item.trainable_parameters:,}", *times, memory, f"{about}{price.machine_cost:.3f} {currency}"]
 
 
 def show_run(console: Console, folder: RunFolder) -> None:

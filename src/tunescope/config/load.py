@@ -93,6 +93,9 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
             else task
             for task in tasks
         ]
+    layer_map = resolved.get("map")
+    if isinstance(layer_map, dict):
+        resolved["map"] = {k: absolute(v) if k in ("tuned", "cache") else v for k, v in layer_map.items()}
     model = resolved.get("model")
     if isinstance(model, str) and (model.startswith((".", "~", "/")) or model.endswith(".gguf")):
         resolved["model"] = absolute(model)

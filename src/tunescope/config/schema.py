@@ -26,13 +26,7 @@ def markdown() -> str:
         "Paths are relative to the file. An unknown key is an error. `tunescope config schema` prints the JSON Schema.",
         "On the command line `key.sub=value` replaces one setting: `tunescope poc config.yaml tuning.num_epochs=2 tasks.0.name=desk`.",
     ]
-    groups: list[tuple[str, type[BaseModel]]] = [("Top level", Config)]
-    for name, field in Config.model_fields.items():
-        inner = _model_of(field.annotation)
-        if inner is not None:
-            groups.append(
-                (f"`{name}`" + (" (a list; each entry has)" if get_origin(field.annotation) is tuple else ""), inner)
-            )
+    groups: list[tuple[str, type[BaseModel]]] = [("Top level", Config), *_groups(Config)]
     for title, model in groups:
         doc = (model.__doc__ or "").strip().splitlines()[0]
         lines += [
@@ -51,6 +45,17 @@ def markdown() -> str:
             else:
                 lines.append(f"| `{name}` | {_default(field)} | {_allowed(field)} | {field.description or ''} |")
     return "\n".join(lines) + "\n"
+
+
+def _groups(model: type[BaseModel], prefix: str = "") -> list[tuple[str, type[BaseModel]]]:
+    """The groups of settings inside another, each followed by its own."""
+    groups: list[tuple[str, type[BaseModel]]] = []
+    for name, field in model.model_fields.items():
+        inner = _model_of(field.annotation)
+        if inner is not None:
+            many = " (a list; each entry has)" if get_origin(field.annotation) is tuple else ""
+            groups += [(f"`{prefix}{name}`{many}", inner), *_groups(inner, f"{prefix}{name}.")]
+    return groups
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from tunescope.engine.sparse import check_mask, merge_, module_path, sparse_layers, with_sparse, without_index_checks
 from tunescope.errors import ModelError, TunescopeError, did_you_mean
-from tunescope.models import PARTS, Family, block_index, blocks, canonical_name
+from tunescope.models import PARTS, Family, bare, block_index, blocks, canonical_name, family_of
 from tunescope.runs.records import Selection
+from tunescope.select import Mask
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,9 @@ class Moving:
     """A model of which some weights may move.
 
     Attributes:
-        model: the model, wrapped by PEFT for LoRA.
+        model: the model, wrapped by PEFT for LoRA and sparse entries.
         selection: what moves, with its numbers filled in.
-        parameters: name -> weight, in a fixed order; float32.
+        parameters: name -> weight, in a fixed order; float32. For sparse entries (n_entries,) changes of the weights, from 0.
         dtype: number format of everything else, and of inference.
     """
 
@@ -36,9 +38,11 @@ class Moving:
 
         PEFT would cast every input to float32 for the adapters; leaving that out made a step 1.3 times as fast.
         """
-        if self.dtype != torch.bfloat16:
-            return contextlib.nullcontext()
         stack = contextlib.ExitStack()
+        if self.selection.method == "sparse":
+            stack.enter_context(without_index_checks())
+        if self.dtype != torch.bfloat16:
+            return stack
         stack.enter_context(torch.autocast(next(iter(self.parameters.values())).device.type, dtype=torch.bfloat16))
         if self.selection.method == "lora":
             from peft.helpers import disable_input_dtype_casting
@@ -48,7 +52,14 @@ class Moving:
 
 
 def prepare(
-    model: Any, family: Family, selection: Selection, *, lora_rank: int = 8, lora_alpha: float = 16, seed: int = 0
+    model: Any,
+    family: Family,
+    selection: Selection,
+    *,
+    lora_rank: int = 8,
+    lora_alpha: float = 16,
+    seed: int = 0,
+    mask: Mask | None = None,
 ) -> Moving:
     """Makes the selected weights movable.
 
@@ -61,12 +72,14 @@ def prepare(
         lora_rank: rank of the LoRA matrices.
         lora_alpha: LoRA scale.
         seed: of the adapter's initial values.
+        mask: the entries that may move, for method ``sparse`` alone; the selection comes from it (`select.selection_of`).
 
     Returns:
         The prepared model; `Moving.selection` carries the counts.
 
     Raises:
-        ModelError: a block or a part does not exist in this model.
+        ModelError: a block or a part does not exist in this model, or the mask does not fit it.
+        IntegrityError: the mask is another one than that of the selection.
 
     Example:
         >>> from tunescope.models import FAMILIES
@@ -77,14 +90,20 @@ def prepare(
         (224, 1)
     """
     check_selection(selection, n_layers=len(blocks(model)))
+    check_mask(model, family, selection, mask)
     dtype = next(model.parameters()).dtype
     total = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
     torch.manual_seed(seed)
     if selection.method == "lora":
         model = _with_lora(model, family, selection, lora_rank, lora_alpha)
+    elif mask is not None:
+        model = with_sparse(model, family, mask)
     else:
         _free_weights(model, family, selection)
     parameters = {canonical_name(n, family): p for n, p in model.named_parameters() if p.requires_grad}
+    if mask is not None:
+        # A checkpoint of another mask may have the same shapes; under these names it is refused.
+        parameters = {name.replace(".default", f".{mask.sha256[:12]}"): p for name, p in parameters.items()}
     indices = [block_index(name) for name in selection.layers]
     filled = replace(
         selection,
@@ -114,6 +133,21 @@ def check_selection(selection: Selection, *, n_layers: int) -> None:
     ]
     if not selection.layers and not selection.whole_model:
         problems.append("the selection is empty: nothing would be tuned")
+    occurring = {tuple(name.rpartition(".")[::2]) for name in selection.matrices}
+    strange = sorted(
+        ".".join(pair) for pair in occurring if pair[0] not in selection.layers or pair[1] not in selection.modules
+    )
+    if strange:
+        problems.append(
+            f"matrix {strange[0]!r} is not in the blocks and parts of the selection; name both, or leave it out"
+        )
+    idle = [name for name in selection.layers if occurring and name not in {block for block, _ in occurring}]
+    if idle:
+        problems.append(
+            f"block {idle[0]!r} is selected, and none of its matrices; name one, such as {idle[0]}.q, or leave it out"
+        )
+    if selection.matrices and selection.method == "sparse":
+        problems.append("method sparse takes its matrices from the mask; leave them out of the selection")
     if selection.method == "lora" and not selection.modules:
         problems.append("LoRA needs at least one part to adapt (q, k, v, o, gate, up, down)")
     if problems:
@@ -122,6 +156,9 @@ def check_selection(selection: Selection, *, n_layers: int) -> None:
 
 def describe(moving: Moving) -> str:
     """Returns what will move, one line per block: the text that is printed before tuning."""
+    chosen = moving.selection
+    family = family_of(bare(moving.model).config.model_type)
+    layers = sparse_layers(moving.model, family) if chosen.method == "sparse" else {}
     rows: dict[str, int] = {}
     for name, parameter in moving.parameters.items():
         parts = name.split(".")
@@ -130,9 +167,11 @@ def describe(moving: Moving) -> str:
     grouped: dict[str, list[str]] = {}
     for where, count in rows.items():
         block, _, part = where.partition(" ")
-        grouped.setdefault(block, []).append(f"{part or 'weights'} {count:,}")
-    chosen = moving.selection
-    head = f"{chosen.trainable_parameters:,} of {chosen.total_parameters:,} weights may move ({chosen.method})"
+        layer = layers.get(f"{block}.{part}")
+        size = f" of {layer.out_features * layer.in_features:,}" if layer is not None else ""
+        grouped.setdefault(block, []).append(f"{part or 'weights'} {count:,}{size}")
+    how = f"{chosen.method}, chosen by {chosen.granularity}" if layers else chosen.method
+    head = f"{chosen.trainable_parameters:,} of {chosen.total_parameters:,} weights may move ({how})"
     return "\n".join([head, *(f"  {block}: {', '.join(parts)}" for block, parts in grouped.items())])
 
 
@@ -196,12 +235,15 @@ def asserts_backward_stops(moving: Moving) -> Iterator[None]:
 def to_inference(moving: Moving) -> Any:
     """Rounds what moved to the number format of inference and returns the model: what is measured is what is saved.
 
-    LoRA matrices stay in float32, as PEFT loads them; moved weights go back to `Moving.dtype`.
+    LoRA matrices stay in float32, as PEFT loads them; moved weights go back to `Moving.dtype`; changes of sparse entries are added to
+    the weights, which gives the same bits as adding them in every pass.
     """
     if moving.selection.method == "weights":
         for parameter in moving.parameters.values():
             # Not model.to(): it would round the rotary frequencies too, which are float32 in a loaded model.
             parameter.data = parameter.data.to(moving.dtype)
+    if moving.selection.method == "sparse":
+        merge_(moving.model, family_of(bare(moving.model).config.model_type))
     moving.model.requires_grad_(False)
     moving.model.eval()
     return moving.model
@@ -210,16 +252,18 @@ def to_inference(moving: Moving) -> Any:
 def _with_lora(model: Any, family: Family, selection: Selection, rank: int, alpha: float) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    everywhere = len(selection.layers) == len(blocks(model))
+    # Without blocks to choose PEFT takes names as they are: paths of single matrices, or last parts of them in every block.
+    by_name = bool(selection.matrices) or len(selection.layers) == len(blocks(model))
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
-        target_modules=[family.parts[part].rsplit(".", 1)[-1] for part in selection.modules],
-        layers_to_transform=None if everywhere else [block_index(name) for name in selection.layers],
-        layers_pattern=None if everywhere else family.blocks.rsplit(".", 1)[-1],
+        target_modules=[module_path(name, family) for name in selection.matrices]
+        or [family.parts[part].rsplit(".", 1)[-1] for part in selection.modules],
+        layers_to_transform=None if by_name else [block_index(name) for name in selection.layers],
+        layers_pattern=None if by_name else family.blocks.rsplit(".", 1)[-1],
     )
     wrapped = get_peft_model(model, config)
     wrapped.eval()
@@ -233,7 +277,8 @@ def _free_weights(model: Any, family: Family, selection: Selection) -> None:
         return
     for name in selection.layers:
         block = blocks(model)[block_index(name)]
-        modules: Sequence[nn.Module] = [block.get_submodule(family.parts[p]) for p in selection.modules] or [block]
+        parts = [p for p in selection.modules if not selection.matrices or f"{name}.{p}" in selection.matrices]
+        modules: Sequence[nn.Module] = [block.get_submodule(family.parts[p]) for p in parts] or [block]
         for module in modules:
             module.float()
             module.requires_grad_(True)

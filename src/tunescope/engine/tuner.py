@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 
 from tunescope.data import Encoded, epoch_batches
 from tunescope.engine.moving import Moving, Watch, asserts_backward_stops
-from tunescope.errors import DataError, IntegrityError, TunescopeError
+from tunescope.engine.regularise import Term, base_entries, decay_entries_, smoothed_losses
+from tunescope.errors import ConfigError, DataError, IntegrityError, TunescopeError
 from tunescope.models import pad_right, token_losses
 from tunescope.runs.records import StepRecord
 
@@ -30,9 +31,10 @@ class Recipe:
         batch_size: examples per optimiser step.
         batch_tokens: tokens, padding included, per forward and backward pass; a larger step is taken in pieces.
         warmup_fraction: share of the steps with rising learning rate; then a half cosine down to 0.
-        weight_decay: decoupled (AdamW), of matrices only.
-        max_grad_norm: gradients are scaled down to this norm.
+        weight_decay: decoupled (AdamW), of the matrices that move; of sparse entries, only those.
+        max_grad_norm: gradients, those of the terms included, are scaled down to this norm.
         seed: of the order of the examples.
+        label_smoothing: share of each target that is spread evenly over all tokens (`smoothed_losses`).
     """
 
     learning_rate: float
@@ -43,6 +45,7 @@ class Recipe:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     seed: int = 0
+    label_smoothing: float = 0.0
 
 
 def scheduled(recipe: Recipe, step: int, total_steps: int) -> float:
@@ -96,35 +99,61 @@ class Tuner:
 
     Args:
         moving: the prepared model.
-        examples: encoded training examples.
+        examples: encoded training examples; or a function of the epoch (from 0) that gives as many each time, the same whenever it is
+            asked, with other prompts if it likes but with the same targets.
         recipe: how.
         arm: name written into the records.
+        terms: what is added to the loss, such as `L2SP` and `KLToBase`; anything with their methods.
+
+    Attributes:
+        step: optimiser steps done.
+        term_values: name of the term -> what it added to the loss of the last step, in nats. The loss in the records is without it.
 
     Raises:
         DataError: no examples.
+        ConfigError: two terms of the same name, or a label smoothing outside [0, 1).
     """
 
-    def __init__(self, moving: Moving, examples: Sequence[Encoded], recipe: Recipe, *, arm: str = "") -> None:
-        if not examples:
+    def __init__(
+        self,
+        moving: Moving,
+        examples: Sequence[Encoded] | Callable[[int], Sequence[Encoded]],
+        recipe: Recipe,
+        *,
+        arm: str = "",
+        terms: Sequence[Term] = (),
+    ) -> None:
+        self._rows_of = examples if callable(examples) else None
+        self._examples: Sequence[Encoded] = examples(0) if callable(examples) else examples
+        if not self._examples:
             raise DataError("there is not a single training example; give the tasks a `train` file")
+        if len({term.name for term in terms}) < len(terms):
+            raise ConfigError(f"terms {', '.join(t.name for t in terms)}: each name may occur once; leave one out")
+        if not 0 <= recipe.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing: got {recipe.label_smoothing:g}, allowed: from 0 to below 1; try 0.1")
         self.moving = moving
         self.recipe = recipe
         self.arm = arm
+        self.terms = tuple(terms)
+        self.term_values: dict[str, float] = {}
         self.step = 0
-        self._examples = examples
-        self._lengths = [len(e) for e in examples]
-        self._digest = hashlib.sha256(repr([(e.prompt_ids, e.target_ids) for e in examples]).encode()).hexdigest()
+        self._epoch = 0
+        self._targets = [e.target_ids for e in self._examples]
+        self._digest = hashlib.sha256(
+            repr([(e.prompt_ids, e.target_ids) for e in self._examples]).encode()
+        ).hexdigest()
         self._parameters = list(moving.parameters.values())
         matrices = [p for p in self._parameters if p.ndim >= 2]
         others = [p for p in self._parameters if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self._optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.learning_rate)
+        self._base_entries = base_entries(moving) if recipe.weight_decay else {}
         self._watch: Watch | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in one pass over the examples."""
-        return math.ceil(len(self._examples) / self.recipe.batch_size)
+        return math.ceil(len(self._targets) / self.recipe.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -142,11 +171,23 @@ class Tuner:
         """
         while self.step < self.total_steps:
             epoch, place = divmod(self.step, self.steps_per_epoch)
+            rows = self._rows(epoch)
             batches = epoch_batches(
-                self._lengths, batch_size=self.recipe.batch_size, seed=self.recipe.seed, epoch=epoch
+                [len(row) for row in rows], batch_size=self.recipe.batch_size, seed=self.recipe.seed, epoch=epoch
             )
             for batch in batches[place:]:
-                yield self._one_step([self._examples[i] for i in batch])
+                yield self._one_step([rows[i] for i in batch])
+
+    def _rows(self, epoch: int) -> Sequence[Encoded]:
+        if self._rows_of is not None and epoch != self._epoch:
+            rows = self._rows_of(epoch)
+            if [row.target_ids for row in rows] != self._targets:
+                raise DataError(
+                    f"arm {self.arm}: epoch {epoch} has {len(rows)} examples with other targets than epoch 0 ({len(self._targets)} examples); "
+                    "only prompts may differ between epochs"
+                )
+            self._examples, self._epoch = rows, epoch
+        return self._examples
 
     def _one_step(self, rows: list[Encoded]) -> StepRecord:
         started = time.perf_counter()
@@ -161,19 +202,30 @@ class Tuner:
         for piece in pieces([len(row) for row in rows], self.recipe.batch_tokens):
             tensors = [t.to(device) for t in pad_right([rows[i] for i in piece])]
             with self.moving.compute(), asserts_backward_stops(self.moving):
-                losses, _ = token_losses(self.moving.model, *tensors)
-                share = losses.sum() / targets
+                if self.recipe.label_smoothing:
+                    losses, wanted = smoothed_losses(
+                        self.moving.model, *tensors, smoothing=self.recipe.label_smoothing
+                    )
+                else:
+                    losses, _ = token_losses(self.moving.model, *tensors)
+                    wanted = losses
+                share = wanted.sum() / targets
             share.backward()
-            loss += share.detach()
+            loss += share.detach() if wanted is losses else losses.detach().sum() / targets
+        added = {term.name: term.add_gradient(self.step) for term in self.terms}
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.max_grad_norm)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        if not all(torch.isfinite(value) for value in (loss, norm, *added.values())):
             self._optimizer.zero_grad(set_to_none=True)  # another tuner may go on with these weights
             raise TunescopeError(
-                f"arm {self.arm}: loss {float(loss):g}, gradient norm {float(norm):g} at step {self.step + 1}; lower the learning rate "
+                f"arm {self.arm}: loss {float(loss):g}, {''.join(f'{n} {float(v):g}, ' for n, v in added.items())}"
+                f"gradient norm {float(norm):g} at step {self.step + 1}; lower the learning rate "
                 f"(now {rate:g}) or use dtype float32"
             )
+        if self._base_entries:
+            decay_entries_(self.moving, self._base_entries, rate * self.recipe.weight_decay)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self.term_values = {name: float(value) for name, value in added.items()}
         self.step += 1
         if self.step == _WATCHED_STEPS and self._watch is not None:
             self._watch.check()
@@ -201,13 +253,14 @@ class Tuner:
             "arm": self.arm,
             "recipe": vars(self.recipe),
             "examples": self._digest,
+            "terms": {term.name: term.facts for term in self.terms},
         }
 
     def restore(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
         """Continues from `state`.
 
         Raises:
-            IntegrityError: the state belongs to another arm, recipe, selection, rank or to other examples.
+            IntegrityError: the state belongs to another arm, recipe, selection, rank, or to other terms or examples.
         """
         mine = self.state()[1] | {"step": facts["step"]}
         saved = {name.removeprefix("weight."): t.shape for name, t in tensors.items() if name.startswith("weight.")}

@@ -10,8 +10,9 @@ from typing import Any
 
 from tunescope.engine.checkpoint import read_tensors, write_tensors
 from tunescope.engine.moving import Moving, check_selection
+from tunescope.engine.sparse import without_index_checks, write_adapter
 from tunescope.errors import IntegrityError, ModelError, RunError
-from tunescope.models import Loaded, bare, blocks, canonical_name, locate
+from tunescope.models import Loaded, bare, blocks, canonical_name, family_of, locate
 from tunescope.runs.records import Selection
 
 _CHANGED = "changed.safetensors"
@@ -45,6 +46,8 @@ def save(moving: Moving, tokenizer: Any, folder: Path, *, card: str, base: str) 
                 config.inference_mode = True
             # Without save_embedding_layers=False PEFT asks the hub whether the vocabulary of the base model changed.
             moving.model.save_pretrained(scratch, save_embedding_layers=False)
+        elif moving.selection.method == "sparse":
+            write_adapter(moving.model, family_of(bare(moving.model).config.model_type), scratch, base=base)
         elif moving.selection.whole_model:
             bare(moving.model).save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
@@ -145,6 +148,8 @@ def _check_adapter(loaded: Loaded, folder: Path) -> None:
     try:
         with safe_open(file, framework="pt") as tensors:
             shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - not a dict
+            # Sparse entries: PyTorch does not check that they lie in the matrix.
+            reach = {name: tensors.get_tensor(name) for name in shapes if name.endswith(".shira_indices")}
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"{file}: damaged ({str(error).splitlines()[0][:120]})") from None
     matrices = {
@@ -152,21 +157,55 @@ def _check_adapter(loaded: Loaded, folder: Path) -> None:
     }  # not the biases beside them
     own = {canonical_name(n, loaded.family).removesuffix(".weight"): shape for n, shape in matrices.items()}
     for name, shape in sorted(shapes.items()):
-        where, _, matrix = canonical_name(name, loaded.family).partition(".lora_")
+        where, matrix = _adapted(canonical_name(name, loaded.family))
         if where not in own:
             raise ModelError(
                 f"{folder}: the adapter is for another base model; it adapts {where}, which {loaded.info.name} lacks"
             )
-        axis = {"A": 1, "B": 0}.get(matrix[:1])
-        if matrix[1:] == ".weight" and axis is not None and shape[axis] != own[where][axis]:
+        axis = {"lora_A.weight": 1, "lora_B.weight": 0}.get(matrix)
+        if axis is not None and shape[axis] != own[where][axis]:
             raise ModelError(
                 f"{folder}: the adapter is for another base model; its {where} has width {shape[axis]}, that of {loaded.info.name} "
                 f"{own[where][axis]}"
             )
+        if matrix == "shira_weight" and shape[0] % sum(own[where]):
+            raise ModelError(
+                f"{folder}: the adapter is for another base model; it moves {shape[0]} entries of {where}, and of that of "
+                f"{loaded.info.name} it would be a multiple of {sum(own[where])}"
+            )
+        if matrix == "weight" and tuple(shape) != tuple(own[where]):
+            raise ModelError(
+                f"{folder}: the adapter is for another base model; its {where} is {tuple(shape)}, that of {loaded.info.name} "
+                f"{tuple(own[where])}"
+            )
+        entries = reach.get(name)
+        if entries is not None and not _inside(entries, own[where]):
+            raise ModelError(
+                f"{folder}: the adapter is for another base model; it moves entries of {where} outside its {tuple(own[where])}"
+            )
+
+
+def _adapted(name: str) -> tuple[str, str]:
+    """Matrix and what is stored of it: ``("block.3.q", "lora_A.weight")``."""
+    for mark in (".lora_", ".shira_"):
+        where, found, rest = name.partition(mark)
+        if found:
+            return where, found[1:] + rest
+    where, _, rest = name.rpartition(".")  # stored whole, beside an adapter
+    return where, rest
+
+
+def _inside(entries: Any, shape: Any) -> bool:
+    """Whether (2, n) rows and columns lie in a matrix of this shape."""
+    if entries.ndim != 2 or entries.shape[0] != 2:
+        return False
+    return entries.shape[1] == 0 or bool(
+        (entries >= 0).all() and entries[0].max() < shape[0] and entries[1].max() < shape[1]
+    )
 
 
 def _attach_adapter(loaded: Loaded, folder: Path) -> Any:
-    from peft import PeftModel
+    from peft import PeftModel, PeftType
 
     _check_adapter(loaded, folder)
     try:
@@ -175,6 +214,10 @@ def _attach_adapter(loaded: Loaded, folder: Path) -> Any:
         raise ModelError(
             f"{folder}: the adapter does not fit {loaded.info.name} ({(str(error).splitlines() or [''])[0][:160]})"
         ) from None
+    if getattr(model.peft_config["default"], "peft_type", None) == PeftType.SHIRA:
+        # Unmerged, every pass copies every adapted matrix; the bits are the same.
+        with without_index_checks():
+            model = model.merge_and_unload()
     return model.requires_grad_(False).eval()
 
 

@@ -1,5 +1,28 @@
 """Where a task lives in a model, one number per transformer block."""
 
+from tunescope.layers.bands import find_bands
+from tunescope.layers.causal import RankAgreement, put_back, put_back_losses, rank_agreement, windows
+from tunescope.layers.clusters import Clusters, cluster_tasks
 from tunescope.layers.gradient import gradient_norms
+from tunescope.layers.probe import chance_level, separability
+from tunescope.layers.similarity import cka, cka_bootstrap, permutation_null
+from tunescope.layers.states import States, capture
 
-__all__ = ["gradient_norms"]
+__all__ = [
+    "Clusters",
+    "RankAgreement",
+    "States",
+    "capture",
+    "chance_level",
+    "cka",
+    "cka_bootstrap",
+    "cluster_tasks",
+    "find_bands",
+    "gradient_norms",
+    "permutation_null",
+    "put_back",
+    "put_back_losses",
+    "rank_agreement",
+    "separability",
+    "windows",
+]

@@ -16,7 +16,7 @@ from tunescope.models.family import (
     head_logits,
 )
 from tunescope.models.load import Loaded, Located, ModelInfo, load, load_located, load_tokenizer, locate
-from tunescope.models.loss import IGNORED, mean_losses, pad_right, token_losses
+from tunescope.models.loss import IGNORED, mean_losses, pad_right, target_states, token_losses
 from tunescope.models.package import (
     ALIASES,
     PackagedModel,
@@ -64,5 +64,6 @@ __all__ = [
     "pull",
     "save_memory",
     "sha256_of",
+    "target_states",
     "token_losses",
 ]

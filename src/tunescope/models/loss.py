@@ -50,6 +50,27 @@ def pad_right(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return input_ids, attention_mask, labels
 
 
+def target_states(
+    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns the last hidden state from which every target token is predicted; differentiable.
+
+    Args:
+        model: the model, PEFT-wrapped or not.
+        input_ids: (batch, pos).
+        attention_mask: (batch, pos), 1 on real tokens.
+        labels: (batch, pos), -100 where there is no loss.
+
+    Returns:
+        (n_targets, d_model) states after the final norm, (n_targets,) target tokens, and (n_targets,) the row each belongs to.
+    """
+    hidden = decoder(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    rows, positions = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    # The state at position p predicts the token at p + 1.
+    wanted = hidden.flatten(0, 1).index_select(0, rows * hidden.shape[1] + positions)
+    return wanted, labels[rows, positions + 1], rows
+
+
 def token_losses(
     model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,12 +85,8 @@ def token_losses(
     Returns:
         (n_targets,) negative log-likelihoods in nats, float32, and (n_targets,) the row each belongs to.
     """
-    hidden = decoder(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    rows, positions = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-    # The state at position p predicts the token at p + 1.
-    wanted = hidden.flatten(0, 1).index_select(0, rows * hidden.shape[1] + positions)
-    losses = functional.cross_entropy(head_logits(model, wanted), labels[rows, positions + 1], reduction="none")
-    return losses, rows
+    states, targets, rows = target_states(model, input_ids, attention_mask, labels)
+    return functional.cross_entropy(head_logits(model, states), targets, reduction="none"), rows
 
 
 @torch.no_grad()

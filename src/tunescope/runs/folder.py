@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tunescope.errors import IntegrityError, RunError, TunescopeError
+from tunescope.errors import ApprovalError, IntegrityError, RunError, TunescopeError
 from tunescope.runs.records import SCHEMA_VERSION
 
 State = Literal["running", "done", "failed", "awaiting-approval"]
@@ -243,6 +243,9 @@ class RunFolder:
     def _failure_noted(self) -> Iterator[None]:
         try:
             yield
+        except ApprovalError:  # nothing failed: a person has the next word
+            self.set_status("awaiting-approval", stage=self.read_json("status.json").get("stage", ""))
+            raise
         except BaseException as error:
             line = (
                 "stopped by the user"

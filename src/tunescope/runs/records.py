@@ -197,7 +197,7 @@ class Selection(Record):
     """Exactly which weights may move.
 
     Attributes:
-        method: ``lora`` (adapters) or ``weights``.
+        method: ``lora`` (adapters), ``weights``, or ``sparse`` (single entries of matrices, through a mask).
         layers: canonical block names, ascending.
         modules: canonical part names inside a block (q, k, v, o, gate, up, down); for ``weights``, empty = whole block.
         whole_model: all weights move, embeddings and head included (arm ``full``).
@@ -205,9 +205,14 @@ class Selection(Record):
         trainable_parameters: number of parameters that move.
         total_parameters: number of parameters of the base model.
         lowest_layer: lowest moving block; the backward pass stops there. -1 when the embeddings move.
+        matrices: canonical names (``block.3.q``) where the parts differ from block to block; then `layers` and `modules` say which blocks
+            and parts occur in them. Empty: every part of `modules` in every block of `layers`.
+        granularity: what was chosen as one piece in making a mask (``entry``, ``row``, ``tile`` ...); empty without a mask.
+        mask_sha256: hash of the mask that says which entries move, for ``sparse``.
+        counts: canonical name of a matrix -> number of its entries that move, for ``sparse``.
     """
 
-    method: Literal["lora", "weights"]
+    method: Literal["lora", "weights", "sparse"]
     layers: tuple[str, ...]
     modules: tuple[str, ...]
     why: str
@@ -215,6 +220,10 @@ class Selection(Record):
     trainable_parameters: int = 0
     total_parameters: int = 0
     lowest_layer: int = 0
+    matrices: tuple[str, ...] = ()
+    granularity: str = ""
+    mask_sha256: str = ""
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

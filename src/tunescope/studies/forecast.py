@@ -9,14 +9,15 @@ import torch
 
 from tunescope import engine, models
 from tunescope.data import Encoded
-from tunescope.runs.folder import write_text
+from tunescope.models import Loaded
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies.arms import Bench, answering, test_groups
 from tunescope.studies.inputs import GUARD, encode_all
 from tunescope.studies.machine import release_memory
-from tunescope.studies.plan import plan_text
+from tunescope.studies.prices import Calibration, Point, parameter_table
 from tunescope.studies.progress import Progress
 
+FORECAST = "arms/forecast.json"
 _DECODED = 6
 
 
@@ -35,6 +36,28 @@ def forecast_arms(
         One forecast per arm. Evaluation is forecast from the base model: adapters make it a little slower.
     """
     progress.stage("forecast the cost", len(arms) + 1)
+    return _forecast_arms(bench, arms, selections, progress)[0]
+
+
+def forecast_and_calibrate(
+    bench: Bench, arms: Sequence[str], selections: Mapping[str, Selection], progress: Progress
+) -> tuple[list[Forecast], Calibration | None]:
+    """Returns what `forecast_arms` does, and what prices other choices of blocks (None where nothing is tuned)."""
+    planned = {arm: selections[arm] for arm in arms if arm in selections}
+    progress.stage("forecast the cost", len(arms) + 1 + bool(planned))
+    forecasts, seconds_per_token = _forecast_arms(bench, arms, selections, progress)
+    if not planned:
+        return forecasts, None
+    calibration = _calibration(bench, planned, {f.arm: f for f in forecasts}, seconds_per_token)
+    progress.advance()
+    release_memory()
+    return forecasts, calibration
+
+
+def _forecast_arms(
+    bench: Bench, arms: Sequence[str], selections: Mapping[str, Selection], progress: Progress
+) -> tuple[list[Forecast], float]:
+    """The forecasts, and the seconds per token read."""
     train = encode_all(bench.chat, bench.inputs.train) if selections else []
     rates = _answer_rates(bench)
     progress.advance()
@@ -47,28 +70,74 @@ def forecast_arms(
             forecasts.append(Forecast(arm=arm, evaluation_seconds=measured, peak_memory_bytes=int(rates["memory"])))
         progress.advance()
         release_memory()
-    return forecasts
+    return forecasts, rates["read"]
 
 
 def forecast_once(
     bench: Bench, arms: Sequence[str], selections: Mapping[str, Selection], progress: Progress, *, started: float
 ) -> tuple[list[Forecast], float]:
-    """Forecasts and writes ``plan.yaml``; on resume reads the first forecast back, so that it is compared with the fact honestly.
+    """Forecasts once; on resume reads the first forecast back, so that it is compared with the fact honestly.
 
     Returns:
         The forecasts, and the seconds from `started` (of ``time.perf_counter``) until they were ready the first time.
     """
-    name = "arms/forecast.json"
-    if bench.run.has(name):
-        saved = bench.run.read_json(name)
+    if bench.run.has(FORECAST):
+        saved = bench.run.read_json(FORECAST)
         return [Forecast.from_dict(f) for f in saved["forecast"]], saved["preparation_seconds"]
-    forecasts = forecast_arms(bench, arms, selections, progress)
-    planned = {arm: selections[arm] for arm in arms if arm in selections}
-    if planned:
-        write_text(bench.run.path / "plan.yaml", plan_text(bench.config, planned, forecasts))
+    forecasts, calibration = forecast_and_calibrate(bench, arms, selections, progress)
     seconds = time.perf_counter() - started
-    bench.run.write_json(name, {"forecast": [f.to_dict() for f in forecasts], "preparation_seconds": seconds})
+    values = {
+        "forecast": [f.to_dict() for f in forecasts],
+        "preparation_seconds": seconds,
+        "selections": {arm: selections[arm].to_dict() for arm in arms if arm in selections},
+        "estimated": [],
+        "calibration": calibration.to_dict() if calibration else None,
+    }
+    bench.run.write_json(FORECAST, values)
     return forecasts, seconds
+
+
+def forecast_again(bench: Bench, arm: str, selection: Selection, evaluation_seconds: float) -> Forecast:
+    """Forecasts one arm that moves something else than first proposed; measuring it costs what it did."""
+    calibration = bench.run.read_json(FORECAST)["calibration"]
+    train = encode_all(bench.chat, bench.inputs.train)
+    forecast = _tuning_forecast(bench, arm, selection, train, evaluation_seconds, calibration["seconds_per_token"])
+    release_memory()
+    return forecast
+
+
+def _calibration(
+    bench: Bench,
+    planned: Mapping[str, Selection],
+    forecasts: Mapping[str, Forecast],
+    seconds_per_token: float,
+) -> Calibration:
+    """Adds to the arms the cheapest choice there is, the last block alone: what it costs is what every choice costs at least."""
+    train = encode_all(bench.chat, bench.inputs.train)
+    loaded = bench.load()
+    table = parameter_table(loaded, bench.config.tuning.lora_rank)
+    info = loaded.info
+    parts = tuple(bench.config.tuning.target_modules)
+    blockwise = [s for s in planned.values() if s.method != "sparse" and not s.whole_model and not s.matrices]
+    like = blockwise[0] if blockwise else Selection("lora", (), parts, "")
+    last = Selection(like.method, (f"block.{info.n_layers - 1}",), like.modules, "")
+    evaluation_seconds = max(forecasts[arm].evaluation_seconds for arm in planned)
+    cost = _tuning_forecast(bench, "last block", last, train, evaluation_seconds, seconds_per_token, loaded)
+    points = [Point(last.method, last.layers, cost.tuning_seconds, cost.peak_memory_bytes)]
+    points += [
+        Point(s.method, s.layers, forecasts[arm].tuning_seconds, forecasts[arm].peak_memory_bytes)
+        for arm, s in planned.items()
+        if s in blockwise
+    ]
+    return Calibration(
+        points=tuple(points),
+        table=table,
+        n_layers=info.n_layers,
+        evaluation_seconds=evaluation_seconds,
+        seconds_per_token=seconds_per_token,
+        model_parameters=info.parameters,
+        model_bytes=info.weight_bytes,
+    )
 
 
 def _tuning_forecast(
@@ -78,13 +147,14 @@ def _tuning_forecast(
     train: Sequence[Encoded],
     evaluation_seconds: float,
     seconds_per_token: float,
+    loaded: Loaded | None = None,
 ) -> Forecast:
     tuning = bench.config.tuning
     longest = sorted(train, key=len, reverse=True)[: tuning.batch_size]
     rows = longest[
         : len(engine.pieces([len(row) for row in longest], tuning.batch_tokens)[0])
     ]  # the largest pass of all
-    loaded = bench.load()
+    loaded = loaded or bench.load()
     with engine.Meter(bench.device) as meter:
         moving = engine.prepare(
             loaded.model,

@@ -12,12 +12,14 @@ from tunescope.config import Config
 from tunescope.errors import GateError
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast, Selection
+from tunescope.studies import approve
 from tunescope.studies.arms import choose, measure_arm, remove_scratch, tune_arm
 from tunescope.studies.conclude import write_costs, write_results, write_verdict
-from tunescope.studies.forecast import forecast_arms, forecast_once
+from tunescope.studies.forecast import forecast_arms
 from tunescope.studies.machine import release_memory
+from tunescope.studies.plan import settle
 from tunescope.studies.progress import Progress, Silent
-from tunescope.studies.setup import begin, check, choose_once, finished, record
+from tunescope.studies.setup import begin, check, choose_once, finished
 
 
 def run(
@@ -44,6 +46,7 @@ def run(
 
     Raises:
         TunescopeError: see `tunescope.errors`; what was done up to then is kept.
+        ApprovalError: the settings want an approval of the plan, which is written, and nobody approved yet; repeat with `resume` then.
         GateError: ``gate.fail`` is set and the verdict is not to tune; the run is complete all the same.
     """
     progress = progress or Silent()
@@ -52,6 +55,7 @@ def run(
     RunFolder.check_free(config.output_dir, text, study=study, resume=resume)
     if resume and (whole := finished(config.output_dir)):
         return _through_gate(config, whole)
+    approve.gate(RunFolder(config.output_dir), required=config.approval == "required")
     checked = check(config, progress)
     folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
     with folder.locked():
@@ -60,24 +64,18 @@ def run(
         del checked
         release_memory()
 
-        folder.set_status("running", stage="forecast")
-        forecasts, preparation = forecast_once(
-            bench, [a.value for a in config.arms], selections, progress, started=started
-        )
-        record(
-            folder,
-            "plan",
-            {"layers": {arm: list(s.layers) for arm, s in selections.items()}, "approval": "not required"},
-        )
+        folder.set_status("running", stage="plan")
+        settled = settle(bench, [a.value for a in config.arms], selections, progress, started=started)
         progress.plan(
-            {f"{f.arm}: tune": f.tuning_seconds for f in forecasts if f.tuning_seconds}
-            | {f"{f.arm}: measure": f.evaluation_seconds for f in forecasts}
+            {f"{f.arm}: tune": f.tuning_seconds for f in settled.forecasts if f.tuning_seconds}
+            | {f"{f.arm}: measure": f.evaluation_seconds for f in settled.forecasts}
         )
 
         costs = []
-        for arm in [a.value for a in config.arms]:
+        for arm in settled.arms:
             folder.set_status("running", stage=f"arm {arm}")
-            cost = tune_arm(bench, arm, selections[arm], progress) if arm in selections else Forecast(arm=arm)
+            tuned = settled.selections.get(arm)
+            cost = tune_arm(bench, arm, tuned, progress) if tuned else Forecast(arm=arm)
             release_memory()
             costs.append(measure_arm(bench, arm, cost, progress))
             release_memory()
@@ -85,7 +83,7 @@ def run(
         folder.set_status("running", stage="decide")
         progress.stage("compare the arms")
         write_verdict(bench, write_results(bench, [cost.arm for cost in costs]), costs)
-        write_costs(bench, forecasts, costs, preparation)
+        write_costs(bench, settled.forecasts, costs, settled.preparation_seconds)
         remove_scratch(folder)
         folder.set_status("done", stage="done")
     return _through_gate(config, folder)

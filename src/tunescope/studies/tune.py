@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunescope import config as settings
-from tunescope.config import Arm, Config
-from tunescope.errors import ConfigError
+from tunescope.config import Config
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast, Selection
-from tunescope.studies.arms import TUNED, choose, remove_scratch, tune_arm
+from tunescope.studies import approve
+from tunescope.studies.arms import choose, remove_scratch, tune_arm
 from tunescope.studies.conclude import write_costs
-from tunescope.studies.forecast import forecast_arms, forecast_once
+from tunescope.studies.forecast import forecast_arms
 from tunescope.studies.machine import release_memory
+from tunescope.studies.plan import only, settle
 from tunescope.studies.progress import Progress, Silent
-from tunescope.studies.setup import begin, check, choose_once, finished, record
+from tunescope.studies.setup import begin, check, choose_once, finished
 
 
 def run(
@@ -41,15 +42,17 @@ def run(
 
     Raises:
         ConfigError: the arm is not one that is tuned.
+        ApprovalError: the settings want an approval of the plan, which is written, and nobody approved yet.
         TunescopeError: see `tunescope.errors`; what was done up to then is kept.
     """
     progress = progress or Silent()
     started = time.perf_counter()
-    config = _only(config, arm)
+    config = only(config, arm)
     text, study = settings.dump(config), "tune"
     RunFolder.check_free(config.output_dir, text, study=study, resume=resume)
     if resume and (whole := finished(config.output_dir)):
         return whole
+    approve.gate(RunFolder(config.output_dir), required=config.approval == "required")
     checked = check(config, progress, needs_test=False)
     folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
     with folder.locked():
@@ -57,12 +60,12 @@ def run(
         selections = choose_once(bench, checked.loaded, progress)
         del checked
         release_memory()
-        forecasts, preparation = forecast_once(bench, [arm], selections, progress, started=started)
-        record(folder, "plan", {"layers": {arm: list(selections[arm].layers)}, "approval": "not required"})
-        progress.plan({f"{arm}: tune": forecasts[0].tuning_seconds})
+        folder.set_status("running", stage="plan")
+        settled = settle(bench, [arm], selections, progress, started=started)
+        progress.plan({f"{arm}: tune": settled.forecasts[0].tuning_seconds})
         folder.set_status("running", stage=f"arm {arm}")
-        cost = tune_arm(bench, arm, selections[arm], progress)
-        write_costs(bench, forecasts, [cost], preparation)
+        cost = tune_arm(bench, arm, settled.selections[arm], progress)
+        write_costs(bench, settled.forecasts, [cost], settled.preparation_seconds)
         remove_scratch(folder)
         folder.set_status("done", stage="done")
     return folder
@@ -71,18 +74,10 @@ def run(
 def preview(config: Config, arm: str, progress: Progress | None = None) -> tuple[list[Forecast], dict[str, Selection]]:
     """What `run` would do and cost; keeps nothing."""
     progress = progress or Silent()
-    config = _only(config, arm)
+    config = only(config, arm)
     with tempfile.TemporaryDirectory(prefix="tunescope-dry-run-") as scratch:
         folder = RunFolder.create(Path(scratch) / "run", settings.dump(config), study="dry-run", command="")
         checked = check(config, progress, needs_test=False)
         bench = begin(checked, folder, "", progress)
         _, selections = choose(bench, checked.loaded, progress)
         return forecast_arms(bench, [arm], selections, progress), {arm: selections[arm]}
-
-
-def _only(config: Config, arm: str) -> Config:
-    if arm not in [a.value for a in TUNED]:
-        raise ConfigError(f"--arm {arm!r}: is not tuned; allowed: {', '.join(a.value for a in TUNED)}")
-    # `random` is drawn so that it differs from `selected`, which therefore has to be chosen as well.
-    arms = (Arm.SELECTED, Arm.RANDOM) if arm == Arm.RANDOM else (Arm(arm),)
-    return config.model_copy(update={"arms": arms})

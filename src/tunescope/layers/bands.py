@@ -1,0 +1,382 @@
+"""Where shared, transition and refinement blocks begin and end, or why the profiles do not say so.
+
+The signals over the blocks are the median over tasks, the spread over tasks (interquartile range) and, where there are a base and a
+tuned model, g = median(tuned - base). Two families of curves with two breaks are fitted to all signals together: three *levels*
+(piecewise constant: what a change-point search with an l2 cost finds) and three joined *slopes* (a band in which the similarity
+climbs from one course to another). Profiles that are cumulative over the depth move by slopes: on simulated profiles of the published
+form, levels alone put the boundaries within two blocks in none of 60 cases.
+
+A band is reported only if it passes three tests, each stated in `Bands.why` with its number:
+
+* against simpler shapes (no break, one break, a line, a smooth curve) by a criterion that charges each break for having been
+  searched for;
+* against chance: signals with the same line and the same power spectrum, but random phases, rarely do as well;
+* against resampling of the tasks (and prompts): the boundaries stay where they are.
+
+With a base and a tuned model the signs that the paper describes must hold too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunescope.errors import UserError
+from tunescope.models import block_names
+from tunescope.runs.records import Bands
+
+Floats = NDArray[np.float64]
+Resampled = Sequence[tuple[NDArray[Any], NDArray[Any] | None]]
+
+SHORTEST_BAND = 2  # blocks: a single block that differs is an outlier, not a band
+FEWEST_BLOCKS = (
+    12  # below, three bands and their test against chance share too few numbers (hit rates: tests/layers/test_bands.py)
+)
+FEWEST_TASKS = 4  # quartiles of three numbers are the numbers themselves
+LEAST_STABILITY = 0.6  # share of resamples that put a boundary within one block of the reported place
+LARGEST_AFTERMATH = 0.5  # slope above the transition, as a share of the slope in it: "afterwards little changes"
+ZERO_SHARE = 0.1  # of the range of g: a smaller mean of g below the transition counts as not above 0
+
+_N_SURROGATES = 199  # the smallest p is 0.005
+_BREAK_COST = 2  # parameters: a place that was searched for costs more than one number (Zhang & Siegmund 2007)
+_DEGREE_WITH_SIGNS, _DEGREE_WITHOUT = (
+    3,
+    6,
+)  # a smooth rise that fits every sign is a transition; without signs it is just a curve
+_LEAST_NOISE = 0.05  # of a signal's standard deviation: keeps a noiseless signal from drowning the others
+_CONSTANT = 1e-9  # of the largest number: variation below it is rounding
+
+
+def find_bands(
+    base: NDArray[Any],
+    tuned: NDArray[Any] | None = None,
+    *,
+    n_bootstrap: int = 200,
+    seed: int = 0,
+    confidence: float = 0.95,
+    min_blocks: int = FEWEST_BLOCKS,
+    resampled: Resampled | None = None,
+) -> Bands:
+    """Finds the transition band of a layer map, or says what is missing.
+
+    Tasks with exactly the same profiles count once. Nothing depends on the order of the tasks, nor on the unit of the similarity.
+
+    Args:
+        base: (n_tasks, n_layers) similarity of the base model to each task's specialist; or, with `tuned` left out, any one
+            profile per task (block input against output, base against tuned model).
+        tuned: (n_tasks, n_layers) similarity of the tuned model to the same specialists. Only with it do the paper's signs apply.
+        n_bootstrap: resamples of the tasks.
+        seed: of the resampling and of the test against chance.
+        confidence: level of the intervals; the test against chance must give less than 1 - confidence.
+        min_blocks: fewest blocks in which bands are looked for, at least 6.
+        resampled: profiles computed anew from resampled prompts, each a pair shaped like (base, tuned) with the same tasks in the
+            same order (for example the r-th column of `cka_bootstrap` for every task and block). Each resample of the tasks then
+            draws one of them, so that stability is over tasks and prompts; without it, over tasks alone.
+
+    Returns:
+        The bands; `found` is False, with the reasons in `why`, where the profiles do not show them.
+
+    Raises:
+        UserError: a profile has the wrong shape or a number that is not finite, or a setting is out of range.
+
+    Source:
+        Zhao, Ziser & Cohen (2024), arXiv 2410.20008: shared, transition and refinement layers, read off a plot there. Procedure and
+        tests here are ours. Signs asked for: in the transition the tuned model's median similarity and g rise and the spread
+        shrinks; below it g is not above 0, after it g is above 0 and the median changes at most half as fast.
+
+    Example:
+        >>> level = np.repeat([0.9, 0.5, 0.8], [5, 5, 6])
+        >>> tasks = np.random.default_rng(0).normal(0, 0.02, (8, 16))
+        >>> bands = find_bands(level + tasks)
+        >>> bands.boundaries, bands.transition[0]
+        ((5, 10), 'block.5')
+        >>> find_bands(np.linspace(0.9, 0.5, 16) + tasks).found
+        False
+    """
+    _check_settings(n_bootstrap, confidence, min_blocks)
+    first, second = _check_profiles(base, tuned)
+    draws = [
+        _check_profiles(b, t, like=first, of=f"resampled profiles {r}") for r, (b, t) in enumerate(resampled or ())
+    ]
+    if any((t is None) != (second is None) for _, t in draws):
+        raise UserError("resampled profiles must have a tuned part exactly if there are tuned profiles")
+    layers = block_names(first.shape[1])
+    rows = first if second is None else np.concatenate([first, second], axis=1)
+    kept = np.unique(rows, axis=0, return_index=True)[1]  # sorted: the order of the tasks does not matter
+    first, second = first[kept], None if second is None else second[kept]
+    draws = [(b[kept], None if t is None else t[kept]) for b, t in draws] or [(first, second)]
+    missing = _too_little(first, second, min_blocks)
+    if missing:
+        return Bands(False, f"no transition band found: {missing}", layers, n_tasks=len(first))
+
+    degree = _DEGREE_WITHOUT if second is None else _DEGREE_WITH_SIGNS
+    signals = _signals(first, second)
+    fit = _fit(signals[None], degree)
+    rng = np.random.default_rng([seed, 0xBA2D5])
+    chance = _fit(_surrogates(signals, rng), degree)
+    as_good = (chance.margin >= fit.margin) & _signs(chance).all(axis=1)
+    p = float(1 + as_good.sum()) / (1 + _N_SURROGATES)
+    cuts = _fit(_resampled_signals(draws, n_bootstrap, rng), degree).cuts
+    stability = (np.abs(cuts - fit.cuts) <= 1).mean(axis=0)
+
+    start, end = (int(c) for c in fit.cuts[0])
+    reasons = _failures(fit, p, 1 - confidence, stability)
+    kind = "levels" if fit.shape[0] == 0 else "slopes"
+    basis = (
+        "median and spread of one profile, without the published signs, which need specialists"
+        if second is None
+        else ("median, spread and g, with the published signs")
+    )
+    evidence = (
+        f"two breaks in the {kind} of {basis}; {len(first)} tasks, chance p {p:.3f}, boundaries within one block in "
+        f"{stability[0]:.0%} and {stability[1]:.0%} of {n_bootstrap} resamples of tasks{' and prompts' if resampled else ''}"
+    )
+    if reasons:
+        why = f"no transition band found: {'; '.join(reasons)} (best candidate block.{start} to block.{end - 1}: {evidence})"
+        return Bands(False, why, layers, n_tasks=len(first))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(cuts, [tail, 1 - tail], axis=0, method="inverted_cdf").astype(int).tolist()
+    return Bands(
+        found=True,
+        why=evidence,
+        layers=layers,
+        boundaries=(start, end),
+        low=(low[0], low[1]),
+        high=(high[0], high[1]),
+        stability=(float(stability[0]), float(stability[1])),
+        n_tasks=len(first),
+    )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A family of curves over the blocks, with every place its breaks can take."""
+
+    name: str
+    n_breaks: int
+    basis: Floats  # (n_places, n_blocks, n_coefficients), orthonormal columns
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The best shape with two breaks for each of several sets of signals."""
+
+    margin: Floats  # (batch,) criterion of the best simpler shape minus its own: above 0, the two breaks are worth their price
+    cuts: NDArray[np.intp]  # (batch, 2) first transition block, first refinement block
+    shape: NDArray[np.intp]  # (batch,) 0: levels, 1: slopes
+    curves: Floats  # (batch, n_blocks, n_signals) fitted, in the signals' units
+    rival: str  # name of the best simpler shape of the first set
+
+
+def _signals(base: Floats, tuned: Floats | None) -> Floats:
+    """Median, spread and g: (..., n_tasks, n_blocks) -> (..., n_blocks, 2 or 3); the quartiles do not move if all tasks are copied."""
+    profile = base if tuned is None else tuned
+    lower, upper = np.quantile(profile, [0.25, 0.75], axis=-2, method="averaged_inverted_cdf")
+    signals = [np.median(profile, axis=-2), upper - lower]
+    if tuned is not None:
+        signals.append(np.median(tuned - base, axis=-2))
+    return np.stack(signals, axis=-1)
+
+
+def _standardised(signals: Floats) -> Floats:
+    """Centred, in units of each signal's noise, so that a noisy one weighs less; constant signals become 0.
+
+    The noise is read off second differences, by their median: breaks and slopes hardly touch it.
+    """
+    centred = signals - signals.mean(axis=-2, keepdims=True)
+    deviation = centred.std(axis=-2, keepdims=True)
+    moves = deviation > _CONSTANT * np.abs(signals).max(axis=(-2, -1), keepdims=True)
+    noise = 1.4826 * np.median(np.abs(np.diff(signals, 2, axis=-2)), axis=-2, keepdims=True) / np.sqrt(6)
+    scale = np.where(moves, np.maximum(noise, _LEAST_NOISE * deviation), 1)
+    return np.where(moves, centred / scale, 0)
+
+
+@lru_cache(maxsize=16)
+def _shapes(n_blocks: int, max_degree: int) -> tuple[NDArray[np.intp], list[_Shape], list[_Shape]]:
+    """All pairs of breaks, the simpler shapes, and the two shapes with two breaks (places in the order of the pairs)."""
+    shortest, x = SHORTEST_BAND, np.arange(n_blocks, dtype=float)
+
+    def basis(*columns: Floats) -> Floats:
+        return np.linalg.qr(np.stack([np.ones(n_blocks), *columns], axis=1))[0]
+
+    def bend(at: int) -> Floats:
+        return np.maximum(x - at, 0.0)
+
+    pairs = [(i, j) for i in range(shortest, n_blocks) for j in range(i + shortest, n_blocks - shortest + 1)]
+    single = range(shortest, n_blocks - shortest + 1)
+    smooth = np.linalg.qr(np.vander(np.linspace(-1, 1, n_blocks), max_degree + 1, increasing=True))[0]
+    names = ("a constant", "a straight line", *(f"a smooth curve of degree {d}" for d in range(2, max_degree + 1)))
+    simple = [_Shape(name, 0, smooth[None, :, : degree + 1]) for degree, name in enumerate(names)]
+    simple.append(_Shape("one break in level", 1, np.stack([basis((x >= i).astype(float)) for i in single])))
+    simple.append(_Shape("one break in slope", 1, np.stack([basis(x, bend(i)) for i in single])))
+    # A slope leaves the last shared block and arrives at the first refinement block: both still lie on their own course.
+    levels = np.stack([basis((x >= i).astype(float), (x >= j).astype(float)) for i, j in pairs])
+    slopes = np.stack([basis(x, bend(i - 1), bend(j)) for i, j in pairs])
+    return np.array(pairs), simple, [_Shape("levels", 2, levels), _Shape("slopes", 2, slopes)]
+
+
+def _score(standardised: Floats, shapes: Sequence[_Shape]) -> tuple[Floats, NDArray[np.intp]]:
+    """The criterion (lower is better) and the best place of each shape: both (n_shapes, batch). Exact: every place is tried."""
+    n_blocks, n_signals = standardised.shape[-2:]
+    n = n_blocks * n_signals
+    total = (standardised**2).sum(axis=(-2, -1))[:, None]
+    scores, places = [], []
+    for shape in shapes:
+        parts = np.tensordot(standardised, shape.basis, axes=([1], [1]))  # (batch, n_signals, n_places, n_coefficients)
+        left = np.maximum(
+            total - (parts**2).sum(axis=(1, 3)), 1e-9 * total + 1e-300
+        )  # a perfect fit has a logarithm too
+        best = left.argmin(axis=1)
+        price = (shape.basis.shape[2] * n_signals + _BREAK_COST * shape.n_breaks) * np.log(n)
+        scores.append(n * np.log(np.take_along_axis(left, best[:, None], axis=1)[:, 0] / n) + price)
+        places.append(best)
+    return np.stack(scores), np.stack(places)
+
+
+def _fit(signals: Floats, max_degree: int) -> _Fit:
+    """Fits the best shape with two breaks to every set of signals, (batch, n_blocks, n_signals)."""
+    pairs, simple, banded = _shapes(signals.shape[1], max_degree)
+    standardised = _standardised(signals)
+    simple_scores, _ = _score(standardised, simple)
+    scores, places = _score(standardised, banded)
+    shape = scores.argmin(axis=0)
+    place = np.take_along_axis(places, shape[None], axis=0)[0]
+    curves = np.empty_like(signals)
+    for i, which in enumerate(banded):
+        mine = shape == i
+        basis = which.basis[place[mine]]
+        curves[mine] = basis @ (basis.swapaxes(1, 2) @ signals[mine])
+    margin = simple_scores.min(axis=0) - scores.min(axis=0)
+    return _Fit(margin, pairs[place], shape, curves, simple[int(simple_scores[:, 0].argmin())].name)
+
+
+_SIGNS = (
+    "the median similarity does not rise in it",
+    "the spread over tasks does not shrink in it",
+    "the median goes on changing above it",
+    "g does not rise in it",
+    "g is above 0 below it",
+    "g is not above 0 after it",
+)
+
+
+def _signs(fit: _Fit) -> NDArray[np.bool_]:
+    """Which of `_SIGNS` are not violated, (batch, 6), read off the fitted curves; without g there is nothing to violate."""
+    curves = fit.curves
+    if curves.shape[2] < 3:
+        return np.ones((len(curves), 1), dtype=bool)
+    n_blocks, every = curves.shape[1], np.arange(len(curves))
+    start, end = fit.cuts[:, 0], fit.cuts[:, 1]
+    entry, leaving = curves[every, start - 1], curves[every, end]
+    slope = (leaving - entry) / (end - start + 1)[:, None]
+    aftermath = (curves[:, -1, 0] - leaving[:, 0]) / (n_blocks - 1 - end)
+    shared = np.arange(n_blocks) < start[:, None]
+    g = curves[:, :, 2]
+    below = (g * shared).sum(axis=1) / start
+    return np.stack(
+        [
+            slope[:, 0] > 0,
+            slope[:, 1] < 0,
+            np.abs(aftermath) <= LARGEST_AFTERMATH * np.abs(slope[:, 0]),
+            slope[:, 2] > 0,
+            below <= ZERO_SHARE * np.ptp(g, axis=1),
+            leaving[:, 2] > 0,
+        ],
+        axis=1,
+    )
+
+
+def _surrogates(signals: Floats, rng: np.random.Generator) -> Floats:
+    """Signals with the same line and power spectrum and random phases, the same for all signals: how they move together is kept."""
+    n_blocks = len(signals)
+    line = np.linalg.qr(np.vander(np.linspace(-1, 1, n_blocks), 2))[0]
+    trend = line @ (line.T @ signals)
+    spectrum = np.fft.rfft(signals - trend, axis=0)
+    turns = np.exp(2j * np.pi * rng.random((_N_SURROGATES, len(spectrum), 1)))
+    turns[:, 0] = 1
+    if n_blocks % 2 == 0:
+        turns[:, -1] = np.sign(
+            turns[:, -1].real
+        )  # the highest frequency of an even number of blocks has no phase, only a sign
+    return np.asarray(trend + np.fft.irfft(spectrum * turns, n=n_blocks, axis=1))
+
+
+def _resampled_signals(draws: Resampled, n_bootstrap: int, rng: np.random.Generator) -> Floats:
+    """Signals of resampled tasks, prompts drawn too where there are several draws: (n_bootstrap, n_blocks, n_signals)."""
+    result = []
+    for _ in range(n_bootstrap):
+        base, tuned = draws[int(rng.integers(len(draws)))]
+        tasks = rng.integers(len(base), size=len(base))
+        result.append(_signals(base[tasks], None if tuned is None else tuned[tasks]))
+    return np.stack(result)
+
+
+def _failures(fit: _Fit, p: float, level: float, stability: Floats) -> list[str]:
+    """What speaks against the band, in words."""
+    reasons = []
+    if fit.margin[0] <= 0:
+        reasons.append(
+            f"two breaks explain the profiles no better than {fit.rival} (criterion {fit.margin[0]:.1f}, above 0 wanted)"
+        )
+    if p > level:
+        reasons.append(f"signals with random phases do as well with p {p:.3f}, at most {level:.3f} wanted")
+    reasons += [text for text, holds in zip(_SIGNS, _signs(fit)[0].tolist(), strict=False) if not holds]
+    if stability.min() < LEAST_STABILITY:
+        reasons.append(
+            f"a boundary stays within one block in only {stability.min():.0%} of the resamples, {LEAST_STABILITY:.0%} wanted"
+        )
+    return reasons
+
+
+def _too_little(base: Floats, tuned: Floats | None, min_blocks: int) -> str:
+    """What makes looking for bands pointless, or the empty string."""
+    n_tasks, n_blocks = base.shape
+    if n_blocks < min_blocks:
+        return f"{n_blocks} blocks, at least {min_blocks} are needed"
+    if n_tasks < FEWEST_TASKS:
+        return f"{n_tasks} tasks with different profiles, at least {FEWEST_TASKS} are needed for a spread over tasks"
+    if not _standardised(_signals(base, tuned)).any():
+        return "the median and the spread are the same in every block"
+    return ""
+
+
+def _check_settings(n_bootstrap: int, confidence: float, min_blocks: int) -> None:
+    if n_bootstrap < 1:
+        raise UserError(f"n_bootstrap {n_bootstrap}: at least 1 resample is needed; 200 is the default")
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence {confidence}: must be above 0 and below 1")
+    if min_blocks < 3 * SHORTEST_BAND:
+        raise UserError(
+            f"min_blocks {min_blocks}: three bands of {SHORTEST_BAND} blocks need at least {3 * SHORTEST_BAND}"
+        )
+
+
+def _check_profiles(
+    base: NDArray[Any], tuned: NDArray[Any] | None, *, like: Floats | None = None, of: str = "profiles"
+) -> tuple[Floats, Floats | None]:
+    """Both as float64, of one shape, every number finite."""
+    first = np.asarray(base, dtype=np.float64)
+    second = None if tuned is None else np.asarray(tuned, dtype=np.float64)
+    if first.ndim != 2 or not first.size:
+        raise UserError(f"{of}: shape {first.shape}, wanted (tasks, blocks) with at least one of each")
+    for name, profile in (("base", first), ("tuned", second)):
+        wanted = first.shape if like is None else like.shape
+        if profile is None:
+            continue
+        if profile.shape != wanted:
+            raise UserError(
+                f"{of}: {name} has shape {profile.shape}, wanted {wanted}: the same tasks and blocks everywhere"
+            )
+        bad = np.argwhere(~np.isfinite(profile))
+        if len(bad):
+            task, block = bad[0]
+            raise UserError(
+                f"{of}: {name} is {profile[task, block]} for task {task} (counted from 0) at block.{block}, and {len(bad)} "
+                "numbers are not finite in all: find out which states are constant or NaN, or leave these tasks out"
+            )
+    return first, second
