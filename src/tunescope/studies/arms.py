@@ -19,10 +19,12 @@ from tunescope.data import ChatFormat, Encoded, Example, Task
 from tunescope.errors import ConfigError
 from tunescope.models import Loaded, Located
 from tunescope.runs.folder import RunFolder
-from tunescope.runs.records import Answer, Forecast, LayerScores, Role, Selection
+from tunescope.runs.records import Answer, Forecast, LayerScores, Role, Selection, StepRecord
 from tunescope.studies.inputs import GUARD, Inputs, demonstrations, encode_all
+from tunescope.studies.machine import trim_heap
 from tunescope.studies.progress import Progress, ticker
 
+_STEPS_PER_TRIM = 8
 TUNED = (Arm.SELECTED, Arm.RANDOM, Arm.LORA_ALL, Arm.FULL)
 
 
@@ -246,7 +248,12 @@ def _learning_rate(
     progress.stage(f"{arm}: choose the learning rate", len(candidates) * engine.race_steps(total))
 
     tick = ticker(progress)
-    won = engine.race(make_tuner, checks, candidates, done=lambda _record: tick(1))
+
+    def after_step(record: StepRecord) -> None:
+        _trim_sometimes(record)
+        tick(1)
+
+    won = engine.race(make_tuner, checks, candidates, done=after_step)
     found = {"learning_rate": won.learning_rate, "why": won.why, "seconds": won.seconds, "tokens": won.tokens}
     bench.run.write_json(name, found | {"losses": {f"{rate:g}": loss for rate, loss in won.losses.items()}})
     return found
@@ -267,9 +274,15 @@ def _fit(bench: Bench, arm: str, tuner: engine.Tuner, checks: engine.Checks, pro
         now = time.perf_counter()
         bench.run.append_jsonl("steps.jsonl", [dataclasses.replace(record, seconds=now - before).to_dict()])
         before = now
+        _trim_sometimes(record)
         progress.advance()
     assert fit.outcome is not None
     return fit.outcome
+
+
+def _trim_sometimes(record: StepRecord) -> None:
+    if record.step % _STEPS_PER_TRIM == 0:
+        trim_heap()
 
 
 def measure_arm(bench: Bench, arm: str, cost: Forecast, progress: Progress, *, weights: Path | None = None) -> Forecast:

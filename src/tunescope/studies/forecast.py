@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,6 +21,7 @@ from tunescope.studies.progress import Progress
 
 FORECAST = "arms/forecast.json"
 _DECODED = 6
+_ROWS = 24
 
 
 def forecast_arms(
@@ -65,9 +68,9 @@ def _forecast_arms(
     for arm in arms:
         measured = _evaluation_seconds(bench, arm, rates)
         if arm in selections:
-            forecasts.append(_tuning_forecast(bench, arm, selections[arm], train, measured, rates["read"]))
+            forecasts.append(_tuning_forecast(bench, arm, selections[arm], train, measured, rates.read))
         else:
-            forecasts.append(Forecast(arm=arm, evaluation_seconds=measured, peak_memory_bytes=int(rates["memory"])))
+            forecasts.append(Forecast(arm=arm, evaluation_seconds=measured, peak_memory_bytes=rates.memory))
         progress.advance()
         release_memory()
     return forecasts, rates["read"]
@@ -193,27 +196,58 @@ def _tuning_forecast(
     )
 
 
-def _answer_rates(bench: Bench) -> dict[str, float]:
-    """Seconds per token read and per decoding step of a full batch, measured on test examples; peak memory in bytes."""
+@dataclass(frozen=True)
+class Rates:
+    """What answering costs on this machine.
+
+    Attributes:
+        read: seconds per token read.
+        step: seconds per decoding step of an empty batch.
+        row: seconds that every row adds to a decoding step.
+        memory: highest resident memory meanwhile, in bytes.
+    """
+
+    read: float = 0.0
+    step: float = 0.0
+    row: float = 0.0
+    memory: int = 0
+
+    def steps(self, rows: int, count: int = 1) -> float:
+        """Seconds of `count` decoding steps of a batch of `rows`."""
+        return count * (self.step + self.row * rows)
+
+
+def _answer_rates(bench: Bench) -> Rates:
+    """Measures on test examples: a pass over whole rows, and decoding with a small and with a large batch."""
     groups = [g for g in test_groups(bench.inputs) if g.role != "guard"]
     if not groups:
-        return {"read": 0.0, "decode": 0.0, "memory": 0.0}
+        return Rates()
     loaded = bench.load()
-    rows = encode_all(bench.chat, groups[0].examples[:8])
+    rows = encode_all(bench.chat, groups[0].examples[:_ROWS])
+    prompts = [list(r.prompt_ids) for r in rows]
     with engine.Meter(bench.device) as meter:
         models.mean_losses(loaded.model, rows[:2])
         started = time.perf_counter()
         models.mean_losses(loaded.model, rows, batch_tokens=bench.config.evaluation.batch_tokens)
         read = (time.perf_counter() - started) / sum(len(r) for r in rows)
+        few = _decoding_step(loaded.model, prompts[:2])
+        many = _decoding_step(loaded.model, prompts) if len(prompts) > 2 else few
+    row = max(0.0, many - few) / max(1, len(prompts) - 2)
+    return Rates(read, max(0.0, few - 2 * row), row, meter.peak_memory_bytes)
+
+
+def _decoding_step(model: Any, prompts: list[list[int]]) -> float:
+    """Seconds of one decoding step: what more tokens take than one, which reading the prompts includes."""
+    seconds = []
+    for tokens in (1, 1 + _DECODED):
         started = time.perf_counter()
-        prompts = [list(r.prompt_ids) for r in rows]
-        for _ in models.greedy(loaded.model, prompts, stop_ids=(), max_new_tokens=_DECODED):
+        for _ in models.greedy(model, prompts, stop_ids=(), max_new_tokens=tokens):
             pass
-        decode = max(0.0, (time.perf_counter() - started - read * sum(map(len, prompts))) / _DECODED)
-    return {"read": read, "decode": decode, "memory": float(meter.peak_memory_bytes)}
+        seconds.append(time.perf_counter() - started)
+    return max(0.0, seconds[1] - seconds[0]) / _DECODED
 
 
-def _evaluation_seconds(bench: Bench, arm: str, rates: Mapping[str, float]) -> float:
+def _evaluation_seconds(bench: Bench, arm: str, rates: Rates) -> float:
     """Tokens that are read (a task's common start once) and decoding steps, at the measured rates."""
     settings = bench.config.evaluation
     seconds = 0.0
@@ -228,21 +262,21 @@ def _evaluation_seconds(bench: Bench, arm: str, rates: Mapping[str, float]) -> f
         own = sum(len(p) - shared for p in prompts) + shared
         if task.labels is not None:
             # Every label's second and later tokens are one more short pass over each batch.
+            later = [len(bench.chat.target_ids(label)) - 1 for label in task.labels]
             lengths = [len(p) - shared for p in prompts]
-            passes = len(models.length_batches(lengths, batch_tokens=settings.batch_tokens)) * len(task.labels)
-            seconds += passes * rates["decode"]
+            batches = models.length_batches(lengths, batch_tokens=settings.batch_tokens)
+            seconds += sum(rates.steps(len(batch) * width) for batch in batches for width in later if width)
         else:
             lengths = [len(p) - shared + settings.max_new_tokens for p in prompts]
             batches = models.length_batches(lengths, batch_tokens=settings.batch_tokens, max_rows=32)
-            seconds += len(batches) * settings.max_new_tokens * rates["decode"]
-        seconds += own * rates["read"]
-        # Timed requests run alone: a decoding step of one row costs nearly as much as one of a full batch.
+            seconds += sum(rates.steps(len(batch), settings.max_new_tokens) for batch in batches)
+        seconds += own * rates.read
         timed = settings.latency_requests / max(1, sum(bool(t.test) for t in bench.inputs.tasks))
         steps = (
             max(len(bench.chat.target_ids(label)) for label in task.labels) if task.labels else settings.max_new_tokens
         )
-        seconds += timed * steps * rates["decode"]
+        seconds += timed * (rates.steps(1, steps) + max(map(len, prompts)) * rates.read)
     guard = next((g for g in groups if g.task == GUARD), None)
     if guard:
-        seconds += sum(len(e) for e in encode_all(bench.chat, guard.examples)) * rates["read"]
+        seconds += sum(len(e) for e in encode_all(bench.chat, guard.examples)) * rates.read
     return seconds
