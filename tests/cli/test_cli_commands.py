@@ -24,6 +24,7 @@ COMMANDS = (
     ["quickstart"],
     ["poc"],
     ["plan"],
+    ["map"],
     ["approve"],
     ["tune"],
     ["evaluate"],
@@ -69,7 +70,7 @@ def test_help_of_every_command_answers_without_torch() -> None:
 
 def test_a_study_command_has_the_options_that_all_share(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    for name in ("quickstart", "poc", "plan", "tune", "evaluate"):
+    for name in ("quickstart", "poc", "plan", "map", "tune", "evaluate"):
         text = command(name, "--help").out
         assert all(option in text for option in ("--dry-run", "--json", "--resume"))
 

@@ -333,7 +333,7 @@ def test_a_tie_goes_to_the_lower_rate_and_an_edge_is_told(monkeypatch):
 
 def test_a_race_is_a_fraction_of_the_run_but_no_shorter_than_six_steps():
     assert [race_steps(n) for n in (1, 5, 6, 40, 100, 1000)] == [1, 5, 6, 6, 15, 150]
-    assert set(CANDIDATES) == {"lora", "weights"}
+    assert set(CANDIDATES) == {"lora", "weights", "sparse"}
     assert all(list(rates) == sorted(rates) and len(rates) >= 3 for rates in CANDIDATES.values())
 
 

@@ -1,12 +1,15 @@
 """Bands are found where they were planted, seldom where there are none, and the search is exact.
 
-Rates with 50 maps each (30 tasks, 30 blocks, task noise 0.02, noise that all tasks share 0.01, neighbours correlated by 0.5), measured
-with the settings as they are. Found / of these both boundaries within two blocks:
-  published form, transition 9-14: 0.76 / 1.00; shared noise 0.003: 0.98 / 1.00, 0.03: 0.38 / 0.79; task noise 0.1: 0.08 / 1.00;
-  transition 5-7: 0.22 / 0.91; 14-23: 0.22 / 1.00; 6 tasks: 0.48 / 0.88; 16 blocks: 0.68 / 1.00; 12 blocks: 0.68 / 1.00
-  one profile: dip 1.00 / 1.00; three levels 1.00 / 1.00; ramp 0.52 / 1.00; ramp with shared noise 0.03: 0.10 / 0.60
-Found where there is no band: at most 0.10 of the maps in any of 11 families, with and without signs (noise, white or
-autocorrelated; a random walk; a line, parabola, sine, exponential or random smooth curve; one step).
+Rates with 50 maps each (30 blocks, task noise 0.02, noise that all tasks share 0.003, neighbours correlated by 0.5, boundaries drawn),
+measured with the settings as they are, 40 / 57 tasks. Found, and of these both boundaries within two blocks:
+  published form 0.76, 1.00 / 0.76, 1.00; task noise 0.05: 0.52, 1.00 / 0.56, 1.00; 0.1: 0.10, 0.80 / 0.14, 1.00;
+    shared noise 0.01: 0.42, 0.95 / 0.56, 1.00; 0.03: 0.18, 0.78 / 0.30, 0.80
+  one profile: dip 1.00, 1.00; levels 1.00, 1.00 (shared noise 0.03: 0.46, 0.96 / 0.54, 1.00); ramp 0.86, 1.00 / 0.92, 1.00 (shared
+    noise 0.03: 0.22, 0.82 / 0.16, 0.88)
+Found where no band was planted, with signs: at most 0.08 (random walks 0.00, bumps three blocks wide 0.08, one sigmoid 0.06, blocks
+that differ alone 0.02); of one profile: random walks 0.06, smooth curves of six blocks and more 0.10, bumps three blocks wide 0.20, one
+sigmoid 0.24 (a rise between two courses is what a band looks like), blocks that differ alone 0.10 (two of them within 3 blocks), else
+at most 0.06.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ import ruptures
 from numpy.typing import NDArray
 
 from tunescope.errors import UserError
-from tunescope.layers import bands as module
-from tunescope.layers import find_bands
+from tunescope.layers import bands as bands_module
+from tunescope.layers import curves, find_bands
+from tunescope.layers import signals as signals_of_maps
 from tunescope.runs.records import Bands
 
 Floats = NDArray[np.float64]
@@ -110,10 +114,10 @@ def test_levels_are_the_ones_that_ruptures_finds(n_blocks: int, kind: str) -> No
         signals = rng.standard_normal((n_blocks, 3))
         if kind == "levels":
             signals += 3 * np.repeat(rng.standard_normal((3, 3)), n_blocks // 3, axis=0)
-        pairs, _, (levels, _) = module._shapes(n_blocks, 3)
+        pairs, _, (levels, _) = curves.shapes_of(n_blocks, 3)
         centred = signals - signals.mean(axis=0)
-        _, places = module._score(centred[None], [levels])
-        search = ruptures.Dynp(model="l2", min_size=module.SHORTEST_BAND, jump=1).fit(centred)
+        _, places = curves.criterion(centred[None], [levels])
+        search = ruptures.Dynp(model="l2", min_size=curves.SHORTEST_BAND, jump=1).fit(centred)
         assert pairs[places[0, 0]].tolist() == search.predict(2)[:-1]
 
 
@@ -122,15 +126,15 @@ def test_each_basis_leaves_what_least_squares_leaves() -> None:
     signals = rng.standard_normal((n_blocks, 2)).cumsum(axis=0)
     signals -= signals.mean(axis=0)
     x, one = np.arange(n_blocks), np.ones(n_blocks)
-    pairs, simple, (levels, slopes) = module._shapes(n_blocks, 4)
+    pairs, simple, (levels, slopes) = curves.shapes_of(n_blocks, 4)
 
     def left(*columns: Any) -> float:
         design = np.stack([one, *columns], axis=1)
         return float(((signals - design @ np.linalg.lstsq(design, signals, rcond=None)[0]) ** 2).sum())
 
     def of(shape: Any) -> list[float]:
-        curves = shape.basis @ (shape.basis.swapaxes(1, 2) @ signals)
-        return ((signals - curves) ** 2).sum(axis=(1, 2)).tolist()
+        fitted = shape.basis @ (shape.basis.swapaxes(1, 2) @ signals)
+        return ((signals - fitted) ** 2).sum(axis=(1, 2)).tolist()
 
     assert of(levels) == pytest.approx([left(x >= i, x >= j) for i, j in pairs])
     assert of(slopes) == pytest.approx([left(x, np.maximum(x - i + 1, 0), np.maximum(x - j, 0)) for i, j in pairs])
@@ -144,10 +148,10 @@ def test_each_basis_leaves_what_least_squares_leaves() -> None:
 def test_the_best_place_is_the_best_of_all_places() -> None:
     rng = np.random.default_rng(3)
     signals = rng.standard_normal((5, 20, 3)).cumsum(axis=1)
-    standardised = module._standardised(signals)
-    _, simple, banded = module._shapes(20, 3)
+    standardised = signals_of_maps.standardised(signals)
+    _, simple, banded = curves.shapes_of(20, 3)
     for shape in [*simple, *banded]:
-        scores, places = module._score(standardised, [shape])
+        scores, places = curves.criterion(standardised, [shape])
         for z, score, place in zip(standardised, scores[0], places[0], strict=True):
             left = [((z - q @ (q.T @ z)) ** 2).sum() for q in shape.basis]
             assert place == int(np.argmin(left))
@@ -157,7 +161,7 @@ def test_the_best_place_is_the_best_of_all_places() -> None:
 
 def test_chance_keeps_the_line_the_spectrum_and_how_signals_move_together() -> None:
     signals = np.random.default_rng(0).standard_normal((16, 3)).cumsum(axis=0)
-    surrogates = module._surrogates(signals, np.random.default_rng(1))
+    surrogates = signals_of_maps.surrogates(signals, np.random.default_rng(1))
     x = np.vander(np.arange(16.0), 2)
 
     def rest(of: Floats) -> Floats:
@@ -171,6 +175,22 @@ def test_chance_keeps_the_line_the_spectrum_and_how_signals_move_together() -> N
             spectrum[:, 0] * spectrum[:, 1].conj(), wanted[:, 0] * wanted[:, 1].conj(), atol=1e-9
         )
     assert np.abs(surrogates - signals).max(axis=(1, 2)).min() > 0.1
+
+
+@pytest.mark.parametrize("n_blocks", [12, 30])
+def test_single_blocks_far_from_their_neighbours_are_left_out_and_all_others_keep_every_bit(n_blocks: int) -> None:
+    rng = np.random.default_rng(n_blocks)
+    x = np.arange(n_blocks)
+    for course in (0.0 * x, 0.01 * x, 0.3 * (x >= 5), 0.3 * (x >= 5) - 0.3 * (x >= 7), 0.1 * np.clip(x - 4, 0, 3)):
+        clean = (course + 0.002 * rng.standard_normal(n_blocks))[:, None]
+        np.testing.assert_array_equal(signals_of_maps.without_single_blocks(clean), clean)
+        for at in (0, 9, n_blocks - 1):
+            spiked = clean.copy()
+            spiked[at] += 1.0
+            found = signals_of_maps.without_single_blocks(spiked)
+            assert abs(found[at] - clean[at]) < 0.12  # a step of the slope and the noise of its neighbours
+            rest = np.delete(x, at)
+            np.testing.assert_array_equal(found[rest], clean[rest])
 
 
 # Bands that are there
@@ -209,7 +229,7 @@ def test_a_found_band_carries_its_evidence() -> None:
     assert bands.high is not None
     assert bands.stability is not None
     assert all(a <= b <= c for a, b, c in zip(bands.low, bands.boundaries, bands.high, strict=True))
-    assert min(bands.stability) >= module.LEAST_STABILITY
+    assert min(bands.stability) >= bands_module.LEAST_STABILITY
     assert bands.n_tasks == 30
     assert (
         "two breaks in the slopes of median, spread and g, with the published signs; 30 tasks, chance p 0.0"
@@ -222,7 +242,7 @@ def test_a_found_band_carries_its_evidence() -> None:
 
 def test_recorded_values() -> None:
     bands = find_bands(*published_form(0))
-    assert (bands.boundaries, bands.low, bands.high) == ((9, 15), (9, 14), (9, 15))
+    assert (bands.boundaries, bands.low, bands.high) == ((9, 15), (7, 14), (9, 16))
     dip = find_bands(one_profile(0, "dip"))
     assert (dip.boundaries, dip.low, dip.high, dip.stability) == ((9, 15), (9, 15), (9, 15), (1.0, 1.0))
 
@@ -243,6 +263,28 @@ def test_profiles_without_bands_seldom_show_one(kind: str, signs: bool) -> None:
     assert all(
         bands.boundaries is None and "no transition band found: " in bands.why for bands in found if not bands.found
     )
+
+
+@pytest.mark.parametrize("signs", [True, False])
+@pytest.mark.parametrize("at", [(0, 29), (0,), (29,), (11,), (8, 21)])
+def test_blocks_that_differ_alone_are_no_band(at: tuple[int, ...], signs: bool) -> None:
+    """As the first and the last block of real models do."""
+    found = []
+    for seed in range(15):
+        base, tuned = without_band(np.random.default_rng(seed), "line" if signs else "flat")
+        tuned[:, at] -= np.random.default_rng(seed).uniform(0.15, 0.4, len(at))
+        found.append(find_bands(base if signs else tuned, tuned if signs else None, n_bootstrap=30).found)
+    assert sum(found) <= 2
+
+
+@pytest.mark.parametrize("at", [(0,), (29,), (0, 29)])
+def test_a_band_is_found_beside_blocks_that_differ_alone(at: tuple[int, ...]) -> None:
+    found = []
+    for seed in range(8):
+        profile = one_profile(seed, "dip")
+        profile[:, at] -= 0.3
+        found.append(find_bands(profile, n_bootstrap=30).boundaries)
+    assert sum(boundaries == (9, 15) for boundaries in found) >= 7
 
 
 def violated(what: str) -> Pair:
@@ -277,7 +319,7 @@ def test_a_sign_that_does_not_fit_is_named(what: str, reason: str) -> None:
 
 
 def test_g_that_does_not_rise_is_named() -> None:
-    base, tuned = published_form(1, task=0.005, shared=0.001)
+    _, tuned = published_form(1, task=0.005, shared=0.001)
     why = find_bands(tuned + 0.02 + 0.001 * np.arange(30)[::-1], tuned, n_bootstrap=30).why
     assert "g is not above 0 after it" in why
 

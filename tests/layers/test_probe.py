@@ -18,9 +18,10 @@ from tunescope.layers import probe as module
 
 
 def classes(n: int, d: int, k: int, *, apart: float = 1.0, seed: int = 0) -> tuple[Any, Any]:
+    """Normal classes whose means lie about 1.4 * apart standard deviations from each other."""
     random = np.random.default_rng(seed)
     labels = np.arange(n) % k
-    states = random.standard_normal((n, d)) + apart * random.standard_normal((k, d))[labels]
+    states = random.standard_normal((n, d)) + apart * random.standard_normal((k, d))[labels] / d**0.5
     return states * np.arange(1, d + 1) ** -0.5 + 10, np.array([f"class {i}" for i in labels])
 
 
@@ -29,7 +30,7 @@ def classes(n: int, d: int, k: int, *, apart: float = 1.0, seed: int = 0) -> tup
 def test_it_equals_scikit_learn_on_the_same_folds(
     n: int, d: int, k: int, penalty: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    states, labels = classes(n, d, k, apart=0.7)
+    states, labels = classes(n, d, k, apart=3)
     states[:, 3] = 2.5  # a constant column
     monkeypatch.setattr(module, "_PENALTIES", np.array([penalty]))
     _, codes = module._codes(labels, n)
@@ -50,7 +51,11 @@ def test_it_equals_scikit_learn_on_the_same_folds(
 
 @pytest.mark.parametrize(("n", "d"), [(100, 200), (300, 20)])
 def test_the_chosen_penalty_is_as_good_as_the_best_fixed_one(n: int, d: int) -> None:
-    states, labels = classes(n, d, 4, apart=0.5)
+    states, labels = classes(n, d, 4, apart=4)
+    random = np.random.default_rng(1)
+    states += (
+        3 * random.standard_normal((n, 2)) @ random.standard_normal((2, d))
+    )  # what a large penalty cannot look past
     _, codes = module._codes(labels, n)
     folds = PredefinedSplit(module._folds(codes, 5, 0))
     fixed = [
@@ -86,13 +91,13 @@ def test_no_test_row_reaches_the_training() -> None:
 
 @pytest.mark.parametrize("d", [5, 300])
 def test_classes_far_apart_are_told_apart_and_shuffled_labels_are_not(d: int) -> None:
-    states, labels = classes(100, d, 4, apart=6)
+    states, labels = classes(100, d, 4, apart=20)
     assert separability(states, labels) == 1
     assert separability(states, np.random.default_rng(0).permutation(labels)) < 0.5
 
 
 def test_scale_offset_and_dtype_do_not_matter() -> None:
-    states, labels = classes(80, 120, 3, apart=0.5)
+    states, labels = classes(80, 120, 3, apart=4)
     accuracy = separability(states, labels)
     assert 0.4 < accuracy < 1
     offset = np.zeros(120)
@@ -103,7 +108,7 @@ def test_scale_offset_and_dtype_do_not_matter() -> None:
 
 
 def test_it_depends_on_the_seed_alone_and_leaves_the_states_as_they_were() -> None:
-    states, labels = classes(60, 30, 3, apart=0.4)
+    states, labels = classes(60, 30, 3, apart=2)
     before = states.copy()
     first = [separability(states, labels, seed=seed) for seed in range(6)]
     assert first == [separability(states, labels, seed=seed) for seed in range(6)]
@@ -126,10 +131,11 @@ def test_every_class_is_spread_evenly_over_the_folds(n_folds: int) -> None:
 
 
 def test_a_class_with_fewer_members_than_folds_is_still_learned() -> None:
-    states, labels = classes(60, 10, 2, apart=8)
-    states[:2] += 30
+    states, labels = classes(60, 10, 2, apart=25)
+    rare = [0, 2, 4]
+    states[rare] += 30
     labels = labels.astype(object)
-    labels[:2] = "rare"
+    labels[rare] = "rare"
     assert separability(states, labels, n_folds=5) == 1
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tunescope.errors import UserError
-from tunescope.layers import cka, cka_bootstrap, permutation_null
+from tunescope.layers import cka, cka_bootstrap, gram, permutation_null
 from tunescope.layers import similarity as module
 
 BOTH = pytest.mark.parametrize("estimator", ["debiased", "biased"])
@@ -247,9 +247,8 @@ def test_the_null_of_the_debiased_score_lies_about_zero_and_below_real_similarit
     null = permutation_null(x, y, n_permutations=300, seed=0)
     assert abs(null.mean()) < 0.01
     assert np.quantile(null, 0.95) < 0.1 < cka(x, y)
-    assert (
-        permutation_null(x, y, n_permutations=50, seed=0, estimator="biased").min() > 0.1
-    )  # its bias is in the null too
+    biased = permutation_null(x, y, n_permutations=50, seed=0, estimator="biased")
+    assert biased.min() > 0.02  # its bias is in the null too
 
 
 def test_chance_passes_the_null_in_one_case_of_twenty() -> None:
@@ -264,11 +263,12 @@ def test_chance_passes_the_null_in_one_case_of_twenty() -> None:
 @pytest.mark.parametrize("d", [5, 60])
 def test_the_score_of_a_subset_is_that_of_its_rows(d: int, estimator: Any) -> None:
     x, y = related(24, d, d)
-    k, other = (module._unit_gram(module._centred(z, "z"), estimator, "z") for z in (x, y))
+    k, other = (gram.unit_gram(gram.centred(z, "z"), estimator, "z") for z in (x, y))
     kept = np.zeros((15, 24))
     for i, row in enumerate(kept):
         row[np.random.default_rng(i).permutation(24)[:19]] = 1
-    found = module._scores_of_subsets(k, other, kept, estimator)
+    (u, of_k), (v, of_other) = (gram.subset_lengths(g, kept, estimator, "z") for g in (k, other))
+    found = gram.subset_products(kept, k * other, u, v, estimator) / np.sqrt(of_k * of_other)
     expected = [cka(x[row > 0], y[row > 0], estimator=estimator) for row in kept]
     np.testing.assert_allclose(found, expected, atol=1e-10)
 
@@ -323,10 +323,11 @@ def test_too_few_prompts_for_an_interval_are_refused() -> None:
 
 
 @BOTH
-def test_similarity_that_a_single_prompt_decides_has_no_interval(estimator: Any) -> None:
+def test_similarity_that_two_prompts_decide_has_no_interval(estimator: Any) -> None:
     x, y = related(20, 3, 3)
     x[1:] = x[0]
-    x[4] += 1
+    x[4, 0] += 1
+    x[9, 0] += 1
     with pytest.raises(UserError, match="a few prompts decide the similarity"):
         cka_bootstrap(x, y, n_bootstrap=100, seed=0, estimator=estimator)
 

@@ -48,7 +48,7 @@ def test_states_equal_hidden_states_of_single_prompts(family: str, adapter: bool
         torch.testing.assert_close(torch.from_numpy(states.last[:-1, i]), wanted[:, -1], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(torch.from_numpy(states.mean[:-1, i]), wanted.mean(dim=1), rtol=1e-4, atol=1e-4)
     assert np.allclose(plain[0], states.last[0])  # the embeddings know no adapter
-    assert np.allclose(plain[1:], states.last[1:]) is not adapter
+    assert np.allclose(plain[1:], states.last[1:], atol=1e-4) is not adapter
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -71,7 +71,7 @@ def test_the_batch_does_not_matter(family: str, dtype: torch.dtype) -> None:
         together = capture(model, PROMPTS, batch_tokens=batch_tokens)
         for one, other in ((alone.last, together.last), (alone.mean, together.mean)):
             scale = np.abs(one).max(axis=(1, 2), keepdims=True)
-            assert np.abs(one - other).max(axis=(1, 2), keepdims=True) == pytest.approx(0, abs=rounding * scale.max())
+            assert float((np.abs(one - other) / scale).max()) <= rounding
 
 
 def test_the_order_of_the_prompts_is_kept() -> None:
@@ -112,12 +112,15 @@ def test_flags_and_hooks_are_as_before_after_success_and_failure() -> None:
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize(("place", "where"), [(0, "output of block.0"), (1, "output of block.1"), (None, "input of block.0")])
+@pytest.mark.parametrize(
+    ("place", "where"), [(0, "output of block.0"), (1, "output of block.1"), (None, "input of block.0")]
+)
 def test_a_state_that_is_not_finite_names_block_and_prompt(place: int | None, where: str) -> None:
     model = tiny_model(n_layers=3)
     with torch.no_grad():
         if place is None:
-            model.get_input_embeddings().weight[60] = float("inf")  # only the prompt of 21 and that of 30 tokens hold token 60
+            # Only the prompt of 21 and that of 30 tokens hold token 60.
+            model.get_input_embeddings().weight[60] = float("inf")
         else:
             blocks(model)[place].mlp.down_proj.weight[:] = float("nan")
     with pytest.raises(UserError, match=f"the {where} is not finite .* for prompt {2 if place is None else 0} "):

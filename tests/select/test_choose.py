@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunescope.errors import ModelError, UserError
-from tunescope.runs.records import LayerScores
-from tunescope.select import budget_layers, choose_random, choose_top, match_layers
+from tunescope.runs.records import Bands, LayerScores
+from tunescope.select import above_shared_first, budget_layers, choose_random, choose_top, match_layers
 
 LAYERS = tuple(f"block.{i}" for i in range(30))
 
@@ -154,3 +154,49 @@ def test_all_wrong_patterns_are_named_at_once() -> None:
 def test_no_pattern_at_all_is_an_error() -> None:
     with pytest.raises(ModelError, match="no layer pattern"):
         match_layers([], LAYERS)
+
+
+# The order of a layer map.
+
+MAPPED = tuple(f"block.{i}" for i in range(6))
+
+
+def mapped(*values: float) -> LayerScores:
+    return LayerScores("change", "1", MAPPED, values, n=8, higher_means="changes more")
+
+
+def by_hand(scores: LayerScores, above: set[str], count: int) -> tuple[str, ...]:
+    """The rule in words: from above the shared band by score, then from the rest; of equal scores the upper block."""
+    rest = {name: (value, i) for i, (name, value) in enumerate(zip(scores.layers, scores.values, strict=True))}
+    chosen: list[str] = []
+    for part in (above, set(MAPPED) - above):
+        chosen += sorted(part, key=lambda name: rest[name], reverse=True)
+    return tuple(name for name in MAPPED if name in chosen[:count])
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+@pytest.mark.parametrize("boundaries", [(1, 2), (2, 4), (4, 6), (0, 3), None])
+@pytest.mark.parametrize(
+    "values", [(0.5, 0.1, 0.4, 0.2, 0.3, 0.0), (1.0, 1.0, 1.0, 1.0, 1.0, 1.0), (3, -1, 2, 2, -1, 0)]
+)
+def test_a_map_fills_a_budget_from_above_the_shared_band_by_its_scores(
+    values: tuple[float, ...], boundaries: tuple[int, int] | None, count: int
+) -> None:
+    scores = mapped(*values)
+    bands = Bands(boundaries is not None, "test", MAPPED, boundaries=boundaries)
+    above = set(MAPPED[boundaries[0] :]) if boundaries else set()
+    assert choose_top(above_shared_first(scores, bands), count) == by_hand(scores, above, count)
+
+
+def test_only_the_order_of_the_scores_of_a_map_counts() -> None:
+    scores = mapped(0.5, 0.1, 0.4, 0.2, 0.3, 0.0)
+    scaled = mapped(*(10 * value - 3 for value in scores.values))
+    assert above_shared_first(scores, None).values == above_shared_first(scaled, None).values
+    assert sorted(above_shared_first(scores, None).values) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_map_with_numbers_that_are_none_or_bands_of_other_blocks_is_refused() -> None:
+    with pytest.raises(UserError, match=r"not finite at block\.2"):
+        above_shared_first(mapped(0, 0, float("nan"), 0, 0, 0), None)
+    with pytest.raises(UserError, match="the bands are over 2 blocks and the scores change over 6"):
+        above_shared_first(mapped(0, 0, 0, 0, 0, 0), Bands(True, "", MAPPED[:2], boundaries=(0, 1)))

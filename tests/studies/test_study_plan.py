@@ -370,7 +370,7 @@ def test_a_plan_may_be_edited_until_the_first_weight_moves(open_run: Config, mon
     with pytest.raises(StopsError):
         poc.run(open_run, resume=True)
     text = (open_run.output_dir / "plan.yaml").read_text(encoding="utf-8")
-    edit(open_run, ("why: ", "why: other #"))
+    edit(open_run, ("changed by hand", "other words"))
     with pytest.raises(IntegrityError, match="was changed after tuning began with it"):
         poc.run(open_run, resume=True)
     with pytest.raises(IntegrityError, match="was changed after tuning began with it"):

@@ -51,7 +51,7 @@ def test_one_arm_alone_gets_the_weights_that_the_whole_study_gave_it(
 @pytest.mark.parametrize("arm", ["nothing", "prompt", "lora", ""])
 def test_an_arm_that_is_not_tuned_is_refused_before_anything_is_written(arm: str, study: Path, tmp_path: Path) -> None:
     config = with_settings(study, tmp_path)
-    with pytest.raises(ConfigError, match=r"is not tuned; allowed: selected, random, lora-all, full"):
+    with pytest.raises(ConfigError, match=r"is not tuned; allowed: selected, random, top-third, lora-all, full"):
         tune.run(config, arm)
     assert not config.output_dir.exists()
 

@@ -126,6 +126,38 @@ def plan(
         print(f"next: {step}")
 
 
+@app.command("map")
+def layer_map(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    resume: Resume = False,
+) -> None:
+    """Map where the tasks live in the model, block by block, and propose which blocks to tune."""
+    from tunescope.cli.show_map import finish_map, show_map_forecast
+    from tunescope.studies import map as study
+
+    settings = _load(config, overrides)
+    _blame(settings)
+    with _progress() as progress:
+        if dry_run:
+            forecast = study.preview(settings, progress)
+        else:
+            folder = study.run(
+                settings, command=_command(), overrides=overrides or [], resume=resume, progress=progress
+            )
+    if dry_run:
+        if as_json:
+            _print_json({"forecast": forecast.to_dict()})
+        else:
+            show_map_forecast(_console(stderr=False), forecast.to_dict())
+        return
+    found = finish_map(_console(stderr=as_json), folder, quiet=as_json)
+    if as_json:
+        _print_json(found)
+
+
 @app.command()
 def approve(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with a plan.")],
@@ -152,7 +184,7 @@ def approve(
 def tune(
     config: ConfigFile,
     overrides: Overrides = None,
-    arm: Annotated[str, typer.Option(help="What to tune: selected, random, lora-all or full.")] = "selected",
+    arm: Annotated[str, typer.Option(help="What to tune: selected, random, top-third, lora-all or full.")] = "selected",
     dry_run: DryRun = False,
     as_json: AsJson = False,
     resume: Resume = False,

@@ -2,6 +2,7 @@
 
 from tunescope.config.load import dump, load, validate
 from tunescope.config.models import (
+    BLOCK_SCORES,
     Arm,
     BusinessSettings,
     Config,
@@ -13,11 +14,12 @@ from tunescope.config.models import (
     SelectionSettings,
     SpecialistSettings,
     TaskSettings,
-    TuningSettings,
 )
 from tunescope.config.schema import json_schema, markdown
+from tunescope.config.tuning import RegularisationSettings, TuningSettings
 
 __all__ = [
+    "BLOCK_SCORES",
     "Arm",
     "BusinessSettings",
     "Config",
@@ -26,6 +28,7 @@ __all__ = [
     "GateSettings",
     "MapSettings",
     "Metric",
+    "RegularisationSettings",
     "SelectionSettings",
     "SpecialistSettings",
     "TaskSettings",

@@ -93,6 +93,10 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
             else task
             for task in tasks
         ]
+    tuning = resolved.get("tuning")
+    if isinstance(tuning, dict) and isinstance(tuning.get("regularisation"), dict):
+        inner = {k: absolute(v) if k == "kl_examples" else v for k, v in tuning["regularisation"].items()}
+        resolved["tuning"] = tuning | {"regularisation": inner}
     layer_map = resolved.get("map")
     if isinstance(layer_map, dict):
         resolved["map"] = {k: absolute(v) if k in ("tuned", "cache") else v for k, v in layer_map.items()}

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -21,7 +18,12 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from tunescope.config.settings import FilePath, PathList, Settings
+from tunescope.config.tuning import TuningSettings
+
 NAME_PATTERN = r"^[\w][\w.\-]*$"
+BLOCK_SCORES = ("gradient_norm", "layer_map", "causal", "top_third")
+"""Scores of `selection.score` that give one number per block; the others give one per weight."""
 
 
 class Metric(StrEnum):
@@ -43,35 +45,9 @@ class Arm(StrEnum):
     PROMPT = "prompt"
     SELECTED = "selected"
     RANDOM = "random"
+    TOP_THIRD = "top-third"
     LORA_ALL = "lora-all"
     FULL = "full"
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-def _named_path(value: object) -> object:
-    if isinstance(value, str) and (not value.strip() or "\0" in value):
-        raise ValueError(f"got {value!r}, which names no file")
-    return value
-
-
-FilePath = Annotated[Path, BeforeValidator(_named_path)]
-PathList = Annotated[tuple[FilePath, ...], BeforeValidator(_as_list, json_schema_input_type=tuple[Path, ...] | str)]
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError(f"got {str(value).lower()}; only a setting that is on or off takes true or false")
-        return value
 
 
 class TaskSettings(Settings):
@@ -95,6 +71,11 @@ class TaskSettings(Settings):
         None, description="For CSV and Parquet: which column holds instruction, input, output, id or system."
     )
     attributes: tuple[str, ...] = Field((), description="Extra columns to keep with each example (site, language ...).")
+    templates: tuple[str, ...] = Field(
+        (),
+        description="Other wordings of the instruction, for training alone: every epoch reads one of them or the row's own; "
+        "{instruction} in one stands for the row's own.",
+    )
 
     @field_validator("labels")
     @classmethod
@@ -107,6 +88,15 @@ class TaskSettings(Settings):
             if any(not label.strip() for label in labels):
                 raise ValueError("a label is empty")
         return labels
+
+    @field_validator("templates")
+    @classmethod
+    def _templates_are_instructions(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not template.strip() for template in templates):
+            raise ValueError("a template is empty")
+        if wrong := [template for template in templates if "{input}" in template]:
+            raise ValueError(f"{wrong[0]!r} names {{input}}, which always follows the instruction: leave it out")
+        return templates
 
     @field_validator("metric")
     @classmethod
@@ -142,57 +132,120 @@ class DataSettings(Settings):
     )
 
 
-class TuningSettings(Settings):
-    """How an arm is tuned."""
-
-    method: Literal["lora", "weights"] = Field(
-        "lora", description="What moves in the tuned blocks: LoRA adapters, or the weights themselves."
-    )
-    lora_rank: int = Field(8, ge=1, le=1024, description="Rank of the LoRA matrices.")
-    lora_alpha: float = Field(16, gt=0, description="LoRA scale; the update is multiplied by lora_alpha / lora_rank.")
-    target_modules: tuple[str, ...] = Field(
-        ("q", "k", "v", "o", "gate", "up", "down"),
-        min_length=1,
-        description="Parts of a block that move, by canonical name: q, k, v, o (attention), gate, up, down (MLP).",
-    )
-    learning_rate: Annotated[float, Field(gt=0, le=10)] | Literal["auto"] = Field(
-        "auto", description="Peak learning rate, or auto: probed per arm on the held-out slice."
-    )
-    num_epochs: int = Field(3, ge=1, le=1000, description="Passes over the training examples.")
-    batch_size: int = Field(8, ge=1, le=4096, description="Examples per optimiser step.")
-    batch_tokens: int = Field(
-        1024,
-        ge=1,
-        description="Tokens, padding included, per forward and backward pass; a step with more is taken in pieces. Less needs less memory.",
-    )
-    warmup_fraction: float = Field(0.05, ge=0, le=0.5, description="Share of the steps with rising learning rate.")
-    weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay of what moves.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
-    patience: int = Field(
-        2, ge=0, description="Stop after this many held-out checks without gain; 0 = never stop early."
-    )
-    checks_per_epoch: int = Field(2, ge=1, le=100, description="Held-out checks, and checkpoints, per epoch.")
-
-
 class SelectionSettings(Settings):
-    """What the arms `selected` and `random` may move."""
+    """What the arms `selected`, `random` and `top-third` may move; see the page on selection."""
 
-    budget: float = Field(1 / 3, gt=0, le=1, description="Share of the transformer blocks that may move.")
-    score: Literal["gradient_norm"] = Field(
-        "gradient_norm", description="How blocks are chosen for `selected`: mean gradient norm on calibration examples."
+    score: Literal[
+        "gradient_norm",
+        "layer_map",
+        "causal",
+        "top_third",
+        "magnitude",
+        "gradient",
+        "fisher",
+        "snip",
+        "low_rank_magnitude",
+    ] = Field("gradient_norm", description="How `selected` is chosen: by a score of the blocks, or of single weights.")
+    granularity: Literal["block", "module", "tile", "row", "column", "entry"] = Field(
+        "block",
+        description="What is chosen as one piece. Pieces of a matrix move with tuning.method sparse, and only they.",
     )
-    calibration_examples: int = Field(32, ge=1, le=4096, description="Training examples used to score the blocks.")
+    budget: float = Field(1 / 3, gt=0, le=1, description="Share that may move; of what, says budget_kind.")
+    budget_kind: Literal["blocks", "weights", "flops"] | None = Field(
+        None,
+        description="Share of the transformer blocks, of the weights on offer, or of the cost of tuning all of them. Default: blocks with "
+        "granularity block, else weights.",
+    )
+    weights: int | None = Field(None, ge=1, description="Let at most this many weights move, instead of a share.")
+    per_matrix: bool = Field(
+        False, description="Every matrix gets its part of the budget; otherwise all pieces of the model compete."
+    )
+    calibration_examples: int = Field(
+        32, ge=1, le=4096, description="Training examples behind the scores that need gradients."
+    )
+    rank: int = Field(32, ge=1, le=4096, description="Rank of the approximation in the score low_rank_magnitude.")
     blocks: tuple[str, ...] | None = Field(
         None,
         min_length=1,
         description="Tune exactly these blocks instead, by name or pattern: block.20, block.2?, block.20-29.",
     )
+    names: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Tune exactly these matrices instead, by name or pattern: block.3.q, block.20-29.*, *.v.",
+    )
+
+    @property
+    def inside_matrices(self) -> bool:
+        """Whether pieces of matrices are chosen, which takes method `sparse`."""
+        return self.granularity not in ("block", "module")
+
+    @field_validator("granularity")
+    @classmethod
+    def _score_tells_pieces_apart(cls, granularity: str, info: ValidationInfo) -> str:
+        score = info.data.get("score", "")
+        if granularity not in ("block", "module") and score in BLOCK_SCORES:
+            raise ValueError(
+                f"score {score} gives one number per block, which tells no {granularity} in it from another; use granularity block or "
+                "module, or score gradient, fisher, snip, magnitude or low_rank_magnitude"
+            )
+        return granularity
+
+    @field_validator("budget_kind")
+    @classmethod
+    def _kind_fits_granularity(cls, kind: str | None, info: ValidationInfo) -> str | None:
+        granularity = info.data.get("granularity", "block")
+        if kind == "blocks" and granularity != "block":
+            raise ValueError(
+                f"a share of the blocks needs granularity block, got {granularity}; use weights, or leave it out"
+            )
+        if kind == "flops" and granularity not in ("block", "module"):
+            raise ValueError(
+                f"the cost depends on which matrices are touched, not on the number of entries, so it cannot bound granularity "
+                f"{granularity}; use weights, or granularity block or module"
+            )
+        return kind
+
+    @field_validator("weights")
+    @classmethod
+    def _one_budget(cls, weights: int | None, info: ValidationInfo) -> int | None:
+        kind = info.data.get("budget_kind")
+        if weights is not None and kind in ("blocks", "flops"):
+            raise ValueError(
+                f"a number of weights and a share of the {kind} are two budgets; leave budget_kind out, or weights"
+            )
+        return weights
+
+    @field_validator("per_matrix")
+    @classmethod
+    def _pieces_smaller_than_matrices(cls, per_matrix: bool, info: ValidationInfo) -> bool:
+        granularity = info.data.get("granularity", "entry")
+        if per_matrix and granularity in ("block", "module"):
+            raise ValueError(
+                f"granularity {granularity} takes matrices whole, so a part of each is no choice; leave it out, or use granularity tile, row, "
+                "column or entry with tuning.method sparse"
+            )
+        return per_matrix
+
+    @field_validator("blocks", "names")
+    @classmethod
+    def _by_hand_is_whole(cls, patterns: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        granularity = info.data.get("granularity", "block")
+        allowed = ("block",) if info.field_name == "blocks" else ("block", "module")
+        if patterns is not None and granularity not in allowed:
+            raise ValueError(f"what is named here moves whole, and granularity is {granularity}; leave one of them out")
+        if patterns is not None and info.field_name == "names" and info.data.get("blocks") is not None:
+            raise ValueError("blocks and names both say what moves; give one (names also takes block.20-29.*)")
+        return patterns
 
 
 class SpecialistSettings(Settings):
     """How mode `mossa` tunes one model per task: briefly, LoRA on q and v, for its states and not for use."""
 
     steps: int = Field(32, ge=1, le=100_000, description="Optimiser steps per task at most: the budget.")
+    num_epochs: int = Field(
+        3, ge=1, le=1000, description="Passes over a task's training examples at most; fewer where the budget is used up."
+    )
     learning_rate: float = Field(5e-4, gt=0, le=10, description="Peak learning rate; falls to 0 as a half cosine.")
     batch_size: int = Field(8, ge=1, le=4096, description="Examples per optimiser step.")
     lora_rank: int = Field(8, ge=1, le=1024, description="Rank of the LoRA matrices.")
@@ -207,14 +260,20 @@ class MapSettings(Settings):
         description="base: the model alone; pair: against `tuned`; mossa: against one specialist per task, tuned here.",
     )
     tuned: FilePath | None = Field(
-        None, description="Folder with an adapter, changed weights or a whole tuned model; needed by pair, used by mossa where given."
+        None,
+        description="Folder with an adapter, changed weights or a whole tuned model; needed by pair, used by mossa where given.",
     )
     examples: Literal["train", "test"] = Field(
         "train", description="Which prompts are read; train keeps the test data out of every choice."
     )
-    prompts: int = Field(100, ge=4, le=100_000, description="Prompts per task at most.")
+    prompts: int = Field(
+        100, ge=4, le=20_000, description="Prompts per task at most; memory grows with the square (5,000: about 2 GB)."
+    )
     states: Literal["last", "mean"] = Field(
         "last", description="State of the last prompt token, or the mean over the prompt."
+    )
+    estimator: Literal["debiased", "biased"] = Field(
+        "debiased", description="Of CKA. biased is what most papers report; it is far above 0 for unrelated states."
     )
     n_bootstrap: int = Field(200, ge=20, le=10_000, description="Resamples of the prompts for each interval.")
     n_permutations: int = Field(100, ge=20, le=10_000, description="Permutations of the prompts for each null.")
@@ -309,8 +368,8 @@ class Config(Settings):
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; default: all cores.")
     data: DataSettings = DataSettings()
     tuning: TuningSettings = TuningSettings()
-    selection: SelectionSettings = SelectionSettings()
-    map: MapSettings = MapSettings()
+    selection: SelectionSettings = Field(SelectionSettings(), validate_default=True)
+    map: MapSettings = Field(MapSettings(), validate_default=True)
     evaluation: EvaluationSettings = EvaluationSettings()
     business: BusinessSettings = BusinessSettings()
     gate: GateSettings = GateSettings()
@@ -339,7 +398,44 @@ class Config(Settings):
             raise ValueError("an arm is listed twice")
         if Arm.RANDOM in arms and Arm.SELECTED not in arms:
             raise ValueError("random is the control of selected: add selected, or drop random")
+        if Arm.TOP_THIRD in arms and Arm.SELECTED not in arms:
+            raise ValueError("top-third takes its budget from selected: add selected, or drop top-third")
         return arms
+
+    @field_validator("selection")
+    @classmethod
+    def _method_moves_what_is_chosen(cls, selection: SelectionSettings, info: ValidationInfo) -> SelectionSettings:
+        tuning, chosen = info.data.get("tuning"), selection.granularity
+        if tuning is not None and selection.inside_matrices and tuning.method != "sparse":
+            raise ValueError(
+                f"granularity {chosen} moves pieces of matrices and tuning.method {tuning.method} whole ones; set tuning.method to sparse, or "
+                "granularity to block or module"
+            )
+        if tuning is not None and tuning.method == "sparse" and not selection.inside_matrices:
+            raise ValueError(
+                f"tuning.method sparse moves pieces of matrices, and granularity is {chosen}; set granularity to entry, row, column or tile, "
+                "or tuning.method to lora or weights"
+            )
+        if selection.score == "top_third" and Arm.TOP_THIRD in info.data.get("arms", ()) and not selection.blocks:
+            raise ValueError(
+                "score top_third makes selected the same as the arm top-third; drop the arm, or use another score"
+            )
+        return selection
+
+    @field_validator("map")
+    @classmethod
+    def _map_gives_the_score(cls, layer_map: MapSettings, info: ValidationInfo) -> MapSettings:
+        selection = info.data.get("selection")
+        if selection is not None and selection.score == "causal" and layer_map.mode == "base":
+            raise ValueError(
+                "mode base has no tuned model, so selection.score causal has nothing to put back; set map.mode to pair (with map.tuned) or "
+                "mossa, or use another score"
+            )
+        if selection is not None and selection.score == "causal" and layer_map.causal_examples == 0:
+            raise ValueError(
+                "causal_examples 0 leaves the causal check out, and selection.score is causal; raise it, or use another score"
+            )
+        return layer_map
 
     @field_validator("revision")
     @classmethod

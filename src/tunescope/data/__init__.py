@@ -1,5 +1,6 @@
 """Data: reading files of any format, checking them, and what is wrong with them, by file and line."""
 
+from tunescope.data.augment import Augmentation, Varied, check_templates, noisy, vary
 from tunescope.data.batch import epoch_batches
 from tunescope.data.check import (
     DuplicateCheck,
@@ -18,6 +19,7 @@ from tunescope.data.read import FileRead, read_file
 from tunescope.data.report import DataReport, FileRole, FileSummary, TaskFile, build_report, finding_line
 
 __all__ = [
+    "Augmentation",
     "ChatFormat",
     "DataReport",
     "DuplicateCheck",
@@ -37,18 +39,22 @@ __all__ = [
     "RowRead",
     "Task",
     "TaskFile",
+    "Varied",
     "build_report",
     "check_duplicates",
     "check_labels",
     "check_leakage",
     "check_personal",
+    "check_templates",
     "detect_format",
     "epoch_batches",
     "example_from_row",
     "find_personal",
     "finding_line",
     "length_findings",
+    "noisy",
     "normalise",
     "read_file",
     "token_pieces",
+    "vary",
 ]

@@ -14,7 +14,7 @@ from tunescope.data.personal import check_personal
 from tunescope.data.read import FileRead
 from tunescope.runs.records import SCHEMA_VERSION, Finding
 
-FileRole = Literal["train", "test", "out_of_domain", "guard"]
+FileRole = Literal["train", "test", "out_of_domain", "guard", "replay"]
 
 
 class TaskFile(NamedTuple):
@@ -60,7 +60,7 @@ class DataReport:
         label_counts: task -> path -> label -> rows.
         findings: all of them, file by file.
         example: one rendered row, as ``data.json`` shows it, or None.
-        drop: (task, path) -> ids of training rows to leave out (repeats and leakage).
+        drop: (task, path) -> ids of training rows to leave out (repeats and leakage), and of replay rows that stand in the guard set.
     """
 
     files: tuple[FileSummary, ...]
@@ -187,6 +187,11 @@ def build_report(
             findings += leaked.findings
             if drop_duplicates:
                 dropped = drop[(read.task, read.path)] = repeated.drop | leaked.drop
+        if role == "replay":
+            guards = [f.read for f in files if f.role == "guard"]
+            leaked = check_leakage(read, guards, near_threshold=near_threshold)
+            findings += leaked.findings
+            dropped = drop[(read.task, read.path)] = leaked.drop  # always: the guard set would judge what it taught
         if personal:
             findings += check_personal(read)
         used = len(read.examples) - len(dropped)

@@ -12,24 +12,31 @@ from tunescope.engine.moving import (
     prepare,
     to_inference,
 )
+from tunescope.engine.regularise import base_entries, decay_entries_, smoothed_losses
+from tunescope.engine.terms import L2SP, KLToBase, Term
 from tunescope.engine.tuner import Recipe, Tuner, load_weights, pieces, scheduled
 from tunescope.engine.weights import attach, check_fits, save, weight_bytes
 
 __all__ = [
     "CANDIDATES",
+    "L2SP",
     "Checks",
     "Fit",
+    "KLToBase",
     "Meter",
     "Moving",
     "Outcome",
     "Race",
     "Recipe",
+    "Term",
     "Tuner",
     "Watch",
     "asserts_backward_stops",
     "attach",
+    "base_entries",
     "check_fits",
     "check_selection",
+    "decay_entries_",
     "describe",
     "load_weights",
     "pieces",
@@ -39,6 +46,7 @@ __all__ = [
     "read_tensors",
     "save",
     "scheduled",
+    "smoothed_losses",
     "to_inference",
     "validation_loss",
     "weight_bytes",

@@ -13,7 +13,8 @@ import torch
 
 from tunescope.data import Encoded, epoch_batches
 from tunescope.engine.moving import Moving, Watch, asserts_backward_stops
-from tunescope.engine.regularise import Term, base_entries, decay_entries_, smoothed_losses
+from tunescope.engine.regularise import base_entries, decay_entries_, smoothed_losses
+from tunescope.engine.terms import Term
 from tunescope.errors import ConfigError, DataError, IntegrityError, TunescopeError
 from tunescope.models import pad_right, token_losses
 from tunescope.runs.records import StepRecord
@@ -139,9 +140,7 @@ class Tuner:
         self.step = 0
         self._epoch = 0
         self._targets = [e.target_ids for e in self._examples]
-        self._digest = hashlib.sha256(
-            repr([(e.prompt_ids, e.target_ids) for e in self._examples]).encode()
-        ).hexdigest()
+        self._digest = hashlib.sha256(repr([(e.prompt_ids, e.target_ids) for e in self._examples]).encode()).hexdigest()
         self._parameters = list(moving.parameters.values())
         matrices = [p for p in self._parameters if p.ndim >= 2]
         others = [p for p in self._parameters if p.ndim < 2]
@@ -203,9 +202,7 @@ class Tuner:
             tensors = [t.to(device) for t in pad_right([rows[i] for i in piece])]
             with self.moving.compute(), asserts_backward_stops(self.moving):
                 if self.recipe.label_smoothing:
-                    losses, wanted = smoothed_losses(
-                        self.moving.model, *tensors, smoothing=self.recipe.label_smoothing
-                    )
+                    losses, wanted = smoothed_losses(self.moving.model, *tensors, smoothing=self.recipe.label_smoothing)
                 else:
                     losses, _ = token_losses(self.moving.model, *tensors)
                     wanted = losses

@@ -1,16 +1,21 @@
 """Where a task lives in a model, one number per transformer block."""
 
+from tunescope.layers.agreement import RankAgreement, rank_agreement
 from tunescope.layers.bands import find_bands
-from tunescope.layers.causal import RankAgreement, put_back, put_back_losses, rank_agreement, windows
+from tunescope.layers.causal import put_back, put_back_losses, windows
 from tunescope.layers.clusters import Clusters, cluster_tasks
 from tunescope.layers.gradient import gradient_norms
 from tunescope.layers.probe import chance_level, separability
+from tunescope.layers.profiles import Comparison, Geometry, Similarity
 from tunescope.layers.similarity import cka, cka_bootstrap, permutation_null
 from tunescope.layers.states import States, capture
 
 __all__ = [
     "Clusters",
+    "Comparison",
+    "Geometry",
     "RankAgreement",
+    "Similarity",
     "States",
     "capture",
     "chance_level",

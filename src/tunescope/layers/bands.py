@@ -1,10 +1,10 @@
 """Where shared, transition and refinement blocks begin and end, or why the profiles do not say so.
 
 The signals over the blocks are the median over tasks, the spread over tasks (interquartile range) and, where there are a base and a
-tuned model, g = median(tuned - base). Two families of curves with two breaks are fitted to all signals together: three *levels*
-(piecewise constant: what a change-point search with an l2 cost finds) and three joined *slopes* (a band in which the similarity
-climbs from one course to another). Profiles that are cumulative over the depth move by slopes: on simulated profiles of the published
-form, levels alone put the boundaries within two blocks in none of 60 cases.
+tuned model, g = median(tuned - base), each without single blocks that differ from both neighbours. Two families of curves with two
+breaks are fitted to all signals together: three *levels* (piecewise constant: what a change-point search with an l2 cost finds) and
+three joined *slopes* (a band in which the similarity climbs from one course to another). Profiles that are cumulative over the depth
+move by slopes: on simulated ones of the published form, levels alone put the boundaries within two blocks in none of 60 cases.
 
 A band is reported only if it passes three tests, each stated in `Bands.why` with its number:
 
@@ -18,22 +18,25 @@ With a base and a tuned model the signs that the paper describes must hold too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tunescope.errors import UserError
+from tunescope.layers.curves import SHORTEST_BAND, Fit, fit_two_breaks
+from tunescope.layers.signals import (
+    N_SURROGATES,
+    Floats,
+    Resampled,
+    resampled_signals,
+    signals_of,
+    standardised,
+    surrogates,
+)
 from tunescope.models import block_names
 from tunescope.runs.records import Bands
 
-Floats = NDArray[np.float64]
-Resampled = Sequence[tuple[NDArray[Any], NDArray[Any] | None]]
-
-SHORTEST_BAND = 2  # blocks: a single block that differs is an outlier, not a band
 FEWEST_BLOCKS = (
     12  # below, three bands and their test against chance share too few numbers (hit rates: tests/layers/test_bands.py)
 )
@@ -42,14 +45,8 @@ LEAST_STABILITY = 0.6  # share of resamples that put a boundary within one block
 LARGEST_AFTERMATH = 0.5  # slope above the transition, as a share of the slope in it: "afterwards little changes"
 ZERO_SHARE = 0.1  # of the range of g: a smaller mean of g below the transition counts as not above 0
 
-_N_SURROGATES = 199  # the smallest p is 0.005
-_BREAK_COST = 2  # parameters: a place that was searched for costs more than one number (Zhang & Siegmund 2007)
-_DEGREE_WITH_SIGNS, _DEGREE_WITHOUT = (
-    3,
-    6,
-)  # a smooth rise that fits every sign is a transition; without signs it is just a curve
-_LEAST_NOISE = 0.05  # of a signal's standard deviation: keeps a noiseless signal from drowning the others
-_CONSTANT = 1e-9  # of the largest number: variation below it is rounding
+# A smooth rise that fits every sign is a transition; without signs it is just a curve.
+_DEGREE_WITH_SIGNS, _DEGREE_WITHOUT = 3, 6
 
 
 def find_bands(
@@ -115,23 +112,21 @@ def find_bands(
         return Bands(False, f"no transition band found: {missing}", layers, n_tasks=len(first))
 
     degree = _DEGREE_WITHOUT if second is None else _DEGREE_WITH_SIGNS
-    signals = _signals(first, second)
-    fit = _fit(signals[None], degree)
+    signals = signals_of(first, second)
+    fit = fit_two_breaks(signals[None], degree)
     rng = np.random.default_rng([seed, 0xBA2D5])
-    chance = _fit(_surrogates(signals, rng), degree)
+    chance = fit_two_breaks(surrogates(signals, rng), degree)
     as_good = (chance.margin >= fit.margin) & _signs(chance).all(axis=1)
-    p = float(1 + as_good.sum()) / (1 + _N_SURROGATES)
-    cuts = _fit(_resampled_signals(draws, n_bootstrap, rng), degree).cuts
+    p = float(1 + as_good.sum()) / (1 + N_SURROGATES)
+    cuts = fit_two_breaks(resampled_signals(draws, n_bootstrap, rng), degree).cuts
     stability = (np.abs(cuts - fit.cuts) <= 1).mean(axis=0)
 
     start, end = (int(c) for c in fit.cuts[0])
     reasons = _failures(fit, p, 1 - confidence, stability)
     kind = "levels" if fit.shape[0] == 0 else "slopes"
-    basis = (
-        "median and spread of one profile, without the published signs, which need specialists"
-        if second is None
-        else ("median, spread and g, with the published signs")
-    )
+    basis = "median, spread and g, with the published signs"
+    if second is None:
+        basis = "median and spread of one profile, without the published signs, which need specialists"
     evidence = (
         f"two breaks in the {kind} of {basis}; {len(first)} tasks, chance p {p:.3f}, boundaries within one block in "
         f"{stability[0]:.0%} and {stability[1]:.0%} of {n_bootstrap} resamples of tasks{' and prompts' if resampled else ''}"
@@ -153,108 +148,6 @@ def find_bands(
     )
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """A family of curves over the blocks, with every place its breaks can take."""
-
-    name: str
-    n_breaks: int
-    basis: Floats  # (n_places, n_blocks, n_coefficients), orthonormal columns
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """The best shape with two breaks for each of several sets of signals."""
-
-    margin: Floats  # (batch,) criterion of the best simpler shape minus its own: above 0, the two breaks are worth their price
-    cuts: NDArray[np.intp]  # (batch, 2) first transition block, first refinement block
-    shape: NDArray[np.intp]  # (batch,) 0: levels, 1: slopes
-    curves: Floats  # (batch, n_blocks, n_signals) fitted, in the signals' units
-    rival: str  # name of the best simpler shape of the first set
-
-
-def _signals(base: Floats, tuned: Floats | None) -> Floats:
-    """Median, spread and g: (..., n_tasks, n_blocks) -> (..., n_blocks, 2 or 3); the quartiles do not move if all tasks are copied."""
-    profile = base if tuned is None else tuned
-    lower, upper = np.quantile(profile, [0.25, 0.75], axis=-2, method="averaged_inverted_cdf")
-    signals = [np.median(profile, axis=-2), upper - lower]
-    if tuned is not None:
-        signals.append(np.median(tuned - base, axis=-2))
-    return np.stack(signals, axis=-1)
-
-
-def _standardised(signals: Floats) -> Floats:
-    """Centred, in units of each signal's noise, so that a noisy one weighs less; constant signals become 0.
-
-    The noise is read off second differences, by their median: breaks and slopes hardly touch it.
-    """
-    centred = signals - signals.mean(axis=-2, keepdims=True)
-    deviation = centred.std(axis=-2, keepdims=True)
-    moves = deviation > _CONSTANT * np.abs(signals).max(axis=(-2, -1), keepdims=True)
-    noise = 1.4826 * np.median(np.abs(np.diff(signals, 2, axis=-2)), axis=-2, keepdims=True) / np.sqrt(6)
-    scale = np.where(moves, np.maximum(noise, _LEAST_NOISE * deviation), 1)
-    return np.where(moves, centred / scale, 0)
-
-
-@lru_cache(maxsize=16)
-def _shapes(n_blocks: int, max_degree: int) -> tuple[NDArray[np.intp], list[_Shape], list[_Shape]]:
-    """All pairs of breaks, the simpler shapes, and the two shapes with two breaks (places in the order of the pairs)."""
-    shortest, x = SHORTEST_BAND, np.arange(n_blocks, dtype=float)
-
-    def basis(*columns: Floats) -> Floats:
-        return np.linalg.qr(np.stack([np.ones(n_blocks), *columns], axis=1))[0]
-
-    def bend(at: int) -> Floats:
-        return np.maximum(x - at, 0.0)
-
-    pairs = [(i, j) for i in range(shortest, n_blocks) for j in range(i + shortest, n_blocks - shortest + 1)]
-    single = range(shortest, n_blocks - shortest + 1)
-    smooth = np.linalg.qr(np.vander(np.linspace(-1, 1, n_blocks), max_degree + 1, increasing=True))[0]
-    names = ("a constant", "a straight line", *(f"a smooth curve of degree {d}" for d in range(2, max_degree + 1)))
-    simple = [_Shape(name, 0, smooth[None, :, : degree + 1]) for degree, name in enumerate(names)]
-    simple.append(_Shape("one break in level", 1, np.stack([basis((x >= i).astype(float)) for i in single])))
-    simple.append(_Shape("one break in slope", 1, np.stack([basis(x, bend(i)) for i in single])))
-    # A slope leaves the last shared block and arrives at the first refinement block: both still lie on their own course.
-    levels = np.stack([basis((x >= i).astype(float), (x >= j).astype(float)) for i, j in pairs])
-    slopes = np.stack([basis(x, bend(i - 1), bend(j)) for i, j in pairs])
-    return np.array(pairs), simple, [_Shape("levels", 2, levels), _Shape("slopes", 2, slopes)]
-
-
-def _score(standardised: Floats, shapes: Sequence[_Shape]) -> tuple[Floats, NDArray[np.intp]]:
-    """The criterion (lower is better) and the best place of each shape: both (n_shapes, batch). Exact: every place is tried."""
-    n_blocks, n_signals = standardised.shape[-2:]
-    n = n_blocks * n_signals
-    total = (standardised**2).sum(axis=(-2, -1))[:, None]
-    scores, places = [], []
-    for shape in shapes:
-        parts = np.tensordot(standardised, shape.basis, axes=([1], [1]))  # (batch, n_signals, n_places, n_coefficients)
-        left = np.maximum(
-            total - (parts**2).sum(axis=(1, 3)), 1e-9 * total + 1e-300
-        )  # a perfect fit has a logarithm too
-        best = left.argmin(axis=1)
-        price = (shape.basis.shape[2] * n_signals + _BREAK_COST * shape.n_breaks) * np.log(n)
-        scores.append(n * np.log(np.take_along_axis(left, best[:, None], axis=1)[:, 0] / n) + price)
-        places.append(best)
-    return np.stack(scores), np.stack(places)
-
-
-def _fit(signals: Floats, max_degree: int) -> _Fit:
-    """Fits the best shape with two breaks to every set of signals, (batch, n_blocks, n_signals)."""
-    pairs, simple, banded = _shapes(signals.shape[1], max_degree)
-    standardised = _standardised(signals)
-    simple_scores, _ = _score(standardised, simple)
-    scores, places = _score(standardised, banded)
-    shape = scores.argmin(axis=0)
-    place = np.take_along_axis(places, shape[None], axis=0)[0]
-    curves = np.empty_like(signals)
-    for i, which in enumerate(banded):
-        mine = shape == i
-        basis = which.basis[place[mine]]
-        curves[mine] = basis @ (basis.swapaxes(1, 2) @ signals[mine])
-    margin = simple_scores.min(axis=0) - scores.min(axis=0)
-    return _Fit(margin, pairs[place], shape, curves, simple[int(simple_scores[:, 0].argmin())].name)
-
-
 _SIGNS = (
     "the median similarity does not rise in it",
     "the spread over tasks does not shrink in it",
@@ -265,7 +158,7 @@ _SIGNS = (
 )
 
 
-def _signs(fit: _Fit) -> NDArray[np.bool_]:
+def _signs(fit: Fit) -> NDArray[np.bool_]:
     """Which of `_SIGNS` are not violated, (batch, 6), read off the fitted curves; without g there is nothing to violate."""
     curves = fit.curves
     if curves.shape[2] < 3:
@@ -291,32 +184,7 @@ def _signs(fit: _Fit) -> NDArray[np.bool_]:
     )
 
 
-def _surrogates(signals: Floats, rng: np.random.Generator) -> Floats:
-    """Signals with the same line and power spectrum and random phases, the same for all signals: how they move together is kept."""
-    n_blocks = len(signals)
-    line = np.linalg.qr(np.vander(np.linspace(-1, 1, n_blocks), 2))[0]
-    trend = line @ (line.T @ signals)
-    spectrum = np.fft.rfft(signals - trend, axis=0)
-    turns = np.exp(2j * np.pi * rng.random((_N_SURROGATES, len(spectrum), 1)))
-    turns[:, 0] = 1
-    if n_blocks % 2 == 0:
-        turns[:, -1] = np.sign(
-            turns[:, -1].real
-        )  # the highest frequency of an even number of blocks has no phase, only a sign
-    return np.asarray(trend + np.fft.irfft(spectrum * turns, n=n_blocks, axis=1))
-
-
-def _resampled_signals(draws: Resampled, n_bootstrap: int, rng: np.random.Generator) -> Floats:
-    """Signals of resampled tasks, prompts drawn too where there are several draws: (n_bootstrap, n_blocks, n_signals)."""
-    result = []
-    for _ in range(n_bootstrap):
-        base, tuned = draws[int(rng.integers(len(draws)))]
-        tasks = rng.integers(len(base), size=len(base))
-        result.append(_signals(base[tasks], None if tuned is None else tuned[tasks]))
-    return np.stack(result)
-
-
-def _failures(fit: _Fit, p: float, level: float, stability: Floats) -> list[str]:
+def _failures(fit: Fit, p: float, level: float, stability: Floats) -> list[str]:
     """What speaks against the band, in words."""
     reasons = []
     if fit.margin[0] <= 0:
@@ -340,7 +208,7 @@ def _too_little(base: Floats, tuned: Floats | None, min_blocks: int) -> str:
         return f"{n_blocks} blocks, at least {min_blocks} are needed"
     if n_tasks < FEWEST_TASKS:
         return f"{n_tasks} tasks with different profiles, at least {FEWEST_TASKS} are needed for a spread over tasks"
-    if not _standardised(_signals(base, tuned)).any():
+    if not standardised(signals_of(base, tuned)).any():
         return "the median and the spread are the same in every block"
     return ""
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunescope.errors import UserError
-from tunescope.layers.similarity import Floats, Matrix, as_matrix
+from tunescope.layers.gram import Floats, Matrix, as_matrix
 
 Labels = Sequence[Any] | npt.NDArray[Any]
 

@@ -6,17 +6,22 @@ estimator; U-centring (Székely & Rizzo 2014), which leaves the diagonal out, gi
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from tunescope.errors import UserError, did_you_mean
-
-Floats = npt.NDArray[np.float64]
-Matrix = npt.NDArray[Any] | torch.Tensor
-Estimator = Literal["debiased", "biased"]
+from tunescope.layers.gram import (
+    Estimator,
+    Floats,
+    Matrix,
+    as_matrix,
+    as_wide_as_all,
+    at_least_one,
+    centred,
+    subset_lengths,
+    subset_products,
+    subsets,
+    unit_gram,
+)
 
 _ESTIMATORS = ("debiased", "biased")
 _CHUNK_CELLS = 1 << 17
@@ -54,7 +59,7 @@ def cka(x: Matrix, y: Matrix, *, estimator: Estimator = "debiased") -> float:
     a, b = _pair(x, y, estimator)
     score = _from_features(a, b, estimator) if len(a) > max(a.shape[1], b.shape[1]) else None
     if score is None:
-        score = float(np.vdot(_unit_gram(a, estimator, "x"), _unit_gram(b, estimator, "y")))
+        score = float(np.vdot(unit_gram(a, estimator, "x"), unit_gram(b, estimator, "y")))
     return min(1.0, max(-1.0, score))  # the last bit may lie outside
 
 
@@ -84,9 +89,9 @@ def permutation_null(
         >>> null.shape, bool(null.max() < 0.5 < cka(x, x))
         ((200,), True)
     """
-    _at_least_one(n_permutations, "n_permutations")
+    at_least_one(n_permutations, "n_permutations")
     a, b = _pair(x, y, estimator)
-    k, other = _unit_gram(a, estimator, "x"), _unit_gram(b, estimator, "y")
+    k, other = unit_gram(a, estimator, "x"), unit_gram(b, estimator, "y")
     n = len(k)
     rows = max(1, _CHUNK_CELLS // n)
     random = np.random.default_rng(seed)
@@ -133,68 +138,16 @@ def cka_bootstrap(x: Matrix, y: Matrix, *, n_bootstrap: int, seed: int, estimato
         >>> bool(low < cka(x, x[:, :4]) < high)
         True
     """
-    _at_least_one(n_bootstrap, "n_bootstrap")
+    at_least_one(n_bootstrap, "n_bootstrap")
     a, b = _pair(x, y, estimator)
     n = len(a)
     if n < 5:
         raise UserError(f"x and y have {n} rows: an interval needs at least 5 prompts, give more")
-    k, other = _unit_gram(a, estimator, "x"), _unit_gram(b, estimator, "y")
-    n_kept = min(n - 1, max(4, round(0.8 * n)))
-    kept = np.zeros((n_bootstrap, n))
-    chosen = np.random.default_rng(seed).random((n_bootstrap, n)).argsort(axis=1)[:, :n_kept]
-    np.put_along_axis(kept, chosen, 1.0, axis=1)
-    centre, some = _arctanh(np.vdot(k, other)), _arctanh(_scores_of_subsets(k, other, kept, estimator))
-    scores: Floats = np.tanh(centre + np.sqrt(n_kept / (n - n_kept)) * (some - np.median(some)))
-    return scores
-
-
-def as_matrix(states: Matrix, name: str, *, at_least: int) -> Floats:
-    """Returns states (n, d) as float64, or says what is wrong with them.
-
-    Args:
-        states: NumPy or torch, on any device.
-        name: what the message calls them.
-        at_least: rows needed.
-
-    Returns:
-        A matrix (n, d), which may share its memory with the states.
-
-    Raises:
-        UserError: not a matrix of real numbers, too few rows, no columns, NaN or infinity.
-    """
-    if isinstance(states, torch.Tensor):
-        array: npt.NDArray[Any] = (
-            states.detach().cpu().to(torch.complex128 if states.is_complex() else torch.float64).numpy()
-        )
-    else:
-        array = np.asarray(states)
-    if array.ndim != 2 or not array.shape[1]:
-        raise UserError(
-            f"{name} has shape {array.shape}: give a matrix (n, d), a row per prompt and a column per feature"
-        )
-    if len(array) < at_least:
-        raise UserError(f"{name} has {len(array)} rows: at least {at_least} prompts are needed, give more")
-    if np.iscomplexobj(array):
-        raise UserError(f"{name} holds {array.dtype} numbers: give real ones")
-    try:
-        array = array.astype(np.float64, copy=False)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{name} holds {array.dtype}, which are not numbers: give states in a floating dtype"
-        ) from error
-    if not np.isfinite(array).all():
-        row, column = np.argwhere(~np.isfinite(array))[0]
-        count = int((~np.isfinite(array)).sum())
-        raise UserError(
-            f"{name} holds {array[row, column]} at row {row}, column {column} ({count} such cells): every state must be finite; "
-            "check the model's precision (float16 overflows) or leave the prompt out"
-        )
-    return array
-
-
-def _at_least_one(count: int, name: str) -> None:
-    if count < 1:
-        raise UserError(f"{name} is {count}: use at least 1, better 200")
+    k, other = unit_gram(a, estimator, "x"), unit_gram(b, estimator, "y")
+    kept = subsets(n, n_bootstrap, seed=seed)
+    (u, of_k), (v, of_other) = subset_lengths(k, kept, estimator, "x"), subset_lengths(other, kept, estimator, "y")
+    some = subset_products(kept, k * other, u, v, estimator) / np.sqrt(of_k * of_other)
+    return as_wide_as_all(float(np.vdot(k, other)), some, kept)
 
 
 def _pair(x: Matrix, y: Matrix, estimator: str) -> tuple[Floats, Floats]:
@@ -205,46 +158,7 @@ def _pair(x: Matrix, y: Matrix, estimator: str) -> tuple[Floats, Floats]:
     a, b = as_matrix(x, "x", at_least=4), as_matrix(y, "y", at_least=4)
     if len(a) != len(b):
         raise UserError(f"x has {len(a)} rows and y {len(b)}: give the states of the same prompts in the same order")
-    return _centred(a, "x"), _centred(b, "y")
-
-
-def _centred(states: Floats, name: str) -> Floats:
-    """Returns the states with centred columns and the largest entry between 1/2 and 1, so that no product overflows."""
-    scaled: Floats = np.ldexp(states, -_exponent(states))
-    centred = scaled - scaled.mean(axis=0)
-    centred -= centred.mean(axis=0)  # what rounding left of a large offset
-    noise = 4 * np.finfo(np.float64).eps * np.abs(scaled).max(axis=0)
-    if (np.abs(centred) <= noise).all():
-        raise UserError(
-            f"all {len(states)} rows of {name} are the same: similarity needs states that differ between prompts; "
-            "read them at another block or token, or give other prompts"
-        )
-    scaled = np.ldexp(centred, -_exponent(centred))
-    return scaled
-
-
-def _exponent(array: Floats) -> int:
-    return int(np.frexp(np.abs(array).max())[1])
-
-
-def _unit_gram(centred: Floats, estimator: str, name: str) -> Floats:
-    """Returns the centred Gram matrix (n, n) of length 1; the cosine of two of them is CKA."""
-    gram: Floats = centred @ centred.T
-    before = np.linalg.norm(gram)
-    if estimator == "debiased":
-        n = len(gram)
-        np.fill_diagonal(gram, 0)
-        rows = gram.sum(axis=0)
-        gram -= (rows[:, None] + rows) / (n - 2) - rows.sum() / ((n - 1) * (n - 2))
-        np.fill_diagonal(gram, 0)
-    length = np.linalg.norm(gram)
-    if length <= 1e-10 * before:
-        raise UserError(
-            f"all {len(gram)} rows of {name} lie at the same distance from each other: the debiased estimator does not exist; "
-            "give more prompts, or use estimator='biased'"
-        )
-    gram /= length
-    return gram
+    return centred(a, "x"), centred(b, "y")
 
 
 def _from_features(a: Floats, b: Floats, estimator: str) -> float | None:
@@ -269,31 +183,3 @@ def _of_diagonal(p: Floats, q: Floats) -> float:
     """Returns the share of the inner product that U-centring takes away; p and q are the diagonals of the centred Grams."""
     n = len(p)
     return float(n / (n - 2) * (p @ q) - p.sum() * q.sum() / ((n - 1) * (n - 2)))
-
-
-def _scores_of_subsets(k: Floats, other: Floats, kept: Floats, estimator: str) -> Floats:
-    """Returns CKA of each row of `kept`, which is 1 for a prompt in it; re-centring is done on sums, without subset matrices."""
-    m = kept[0].sum()
-    whole, rows = (1 / ((m - 1) * (m - 2)), 2 / (m - 2)) if estimator == "debiased" else (1 / m**2, 2 / m)
-
-    def product(p: Floats, q: Floats) -> Floats:
-        u, v = kept * (kept @ p), kept * (kept @ q)
-        cells = (kept * (kept @ (p * q))).sum(axis=1)
-        inner: Floats = cells + whole * u.sum(axis=1) * v.sum(axis=1) - rows * (u * v).sum(axis=1)
-        return inner
-
-    lengths = product(k, k), product(other, other)
-    for name, length in zip("xy", lengths, strict=True):
-        if length.min() <= 1e-10:
-            raise UserError(
-                f"without some of the prompts the other {m:.0f} rows of {name} are all the same, or all at one distance: a few prompts "
-                "decide the similarity and no interval can be given; look at these prompts, or give more"
-            )
-    scores: Floats = product(k, other) / np.sqrt(lengths[0] * lengths[1])
-    return scores
-
-
-def _arctanh(scores: npt.ArrayLike) -> Floats:
-    limit = 1 - 1e-15  # beyond it rounding alone decides
-    transformed: Floats = np.arctanh(np.clip(scores, -limit, limit))
-    return transformed

@@ -12,7 +12,11 @@ import numpy.typing as npt
 import torch
 
 from tunescope.errors import UserError
-from tunescope.models import bare, blocks, decoder, length_batches
+from tunescope.models import bare, blocks, common_prefix, decoder, length_batches
+from tunescope.models.slots import SlotCache, new_cache, read
+
+_SHORTEST_PREFIX = 16  # tokens: a shorter common start costs more to copy than to compute
+_SLOTS_PER_TOKEN = 4  # a copy of the start needs no computing, only memory: it counts as a quarter of its tokens
 
 Pool = Callable[[int, torch.Tensor], None]
 
@@ -44,7 +48,8 @@ def capture(
 
     Prompts of similar length share a batch, padding is on the right, and each block's output is pooled as soon as it is there: no two
     blocks' full states are held at once. Memory beyond the model and one batch: the result, 8 · (n_layers + 1) · n · d_model bytes.
-    What is read of a prompt does not depend on its batch, up to rounding in the model's number format.
+    What is read of a prompt does not depend on its batch, up to rounding in the model's number format. A start that all prompts share
+    (template, instruction) is computed once: of 57 Super-NaturalInstructions tasks it is three quarters of the text.
 
     Args:
         model: the model, PEFT-wrapped or not; an adapter that is on takes part. Its training flags are put back afterwards.
@@ -79,13 +84,50 @@ def capture(
     last = torch.empty((n_layers + 1, len(prompts), width), dtype=torch.float32)
     mean = torch.empty_like(last)
     with _evaluating(model):
-        for batch in length_batches([len(prompt) for prompt in prompts], batch_tokens=batch_tokens):
-            ids, mask = _stack([prompts[i] for i in batch])
-            with _pooled(model, _pooler(mask.to(device), batch, last, mean)):
-                decoder(model)(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        start = _read_start(model, prompts, n_layers, device)
+        weights = [len(prompt) - start.length + start.length // _SLOTS_PER_TOKEN for prompt in prompts]
+        for batch in length_batches(weights, batch_tokens=batch_tokens):
+            ids, mask = (t.to(device) for t in _stack([prompts[i][start.length :] for i in batch]))
+            with _pooled(model, _pooler(mask, batch, last, mean, start)):
+                if start.cache is None:
+                    decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False)
+                else:
+                    positions = start.length + torch.arange(ids.shape[1], device=device).expand(len(ids), -1)
+                    read(model, ids, positions, start.cache.spread(len(ids), start.length + ids.shape[1]))
             done(len(batch))
     _refuse_not_finite(last, mean)
     return States(last.numpy(), mean.numpy())
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What all prompts begin with.
+
+    Attributes:
+        length: its tokens; 0 where it is not worth the copies.
+        cache: its keys and values, or None.
+        sums: its states summed over the tokens (n_layers + 1, d_model), or None.
+    """
+
+    length: int = 0
+    cache: SlotCache | None = None
+    sums: list[torch.Tensor] | None = None
+
+
+def _read_start(model: Any, prompts: Sequence[Sequence[int]], n_layers: int, device: torch.device) -> _Start:
+    """Computes the common start of the prompts, if there is one."""
+    length = common_prefix(prompts) if len(prompts) > 1 else 0
+    if length < _SHORTEST_PREFIX:
+        return _Start()
+    sums = [torch.empty(0)] * (n_layers + 1)
+
+    def pool(place: int, hidden: torch.Tensor) -> None:
+        sums[place] = hidden.sum(dim=1, dtype=torch.float32)[0]
+
+    cache = new_cache(model, 1, length)
+    with _pooled(model, pool):
+        read(model, torch.as_tensor([prompts[0][:length]]).to(device), torch.arange(length, device=device)[None], cache)
+    return _Start(length, cache, sums)
 
 
 def _stack(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,7 +140,7 @@ def _stack(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor
     return ids, mask
 
 
-def _pooler(mask: torch.Tensor, batch: Sequence[int], last: torch.Tensor, mean: torch.Tensor) -> Pool:
+def _pooler(mask: torch.Tensor, batch: Sequence[int], last: torch.Tensor, mean: torch.Tensor, start: _Start) -> Pool:
     """Returns what takes last token and mean out of a block's (batch, pos, d_model)."""
     lengths = mask.sum(dim=1)
     rows, ends = torch.arange(len(mask), device=mask.device), lengths - 1
@@ -106,9 +148,13 @@ def _pooler(mask: torch.Tensor, batch: Sequence[int], last: torch.Tensor, mean: 
     where = torch.as_tensor(batch)
 
     def pool(place: int, hidden: torch.Tensor) -> None:
+        hidden = hidden[:, : mask.shape[1]]  # `read` doubles a single token
         last[place, where] = hidden[rows, ends].float().cpu()
         kept = hidden if padding is None else hidden.masked_fill(padding, 0)
-        mean[place, where] = (kept.sum(dim=1, dtype=torch.float32) / lengths[:, None]).cpu()
+        sums = kept.sum(dim=1, dtype=torch.float32)
+        if start.sums is not None:
+            sums = sums + start.sums[place]
+        mean[place, where] = (sums / (start.length + lengths)[:, None]).cpu()
 
     return pool
 

@@ -103,18 +103,19 @@ def block_index(name: str) -> int:
     return int(name.removeprefix("block."))
 
 
-def head_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+def head_logits(model: Any, hidden: torch.Tensor, *, head: nn.Module | None = None) -> torch.Tensor:
     """Applies the language-model head.
 
     Args:
         model: the model, PEFT-wrapped or not.
         hidden: last hidden states, (..., d_model), after the final norm.
+        head: another head in the place of the model's own, such as a copy from before it moved.
 
     Returns:
         Logits in float32, (..., d_vocab), soft-capped where the family does so.
     """
     inner = bare(model)
-    logits = inner.get_output_embeddings()(hidden).float()
+    logits = (inner.get_output_embeddings() if head is None else head)(hidden).float()
     cap = getattr(inner.config, "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
 

@@ -25,6 +25,7 @@ ARM_COLOURS = {
     "prompt": "#e69f00",
     "selected": BLUE,
     "random": "#cc79a7",
+    "top-third": "#332288",
     "lora-all": "#009e73",
     "full": ORANGE,
 }

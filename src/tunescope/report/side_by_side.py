@@ -73,7 +73,9 @@ def compare(run_folders: Sequence[Path], *, out: Path, lang: str | None = None) 
     """
     if len(run_folders) < 2:
         raise RunError(f"got {len(run_folders)} run folder(s) to compare; give at least two")
-    runs = _named([read_run(folder) for folder in run_folders])
+    read = [read_run(folder) for folder in run_folders]
+    _refuse_maps(read)
+    runs = _named(read)
     words = words_of(next(iter(runs.values())), lang)
     sets = scored_sets(runs)
     differing = [found for found in sets if found.everywhere and not found.same]
@@ -97,6 +99,16 @@ def compare(run_folders: Sequence[Path], *, out: Path, lang: str | None = None) 
     )
     write_text(out, page)
     return out
+
+
+def _refuse_maps(runs: Sequence[RunSource]) -> None:
+    """A layer map has no arms and no scores of tasks, so there is nothing to put beside those of another run."""
+    maps = [run.name for run in runs if run.study == "map"]
+    if maps:
+        raise RunError(
+            f"{', '.join(maps)}: of study map, which has no scores to put side by side (study: "
+            f"{', '.join(f'{run.name} {run.study}' for run in runs)}); give runs of poc or evaluate, or one map alone"
+        )
 
 
 def _named(runs: Sequence[RunSource]) -> dict[str, RunSource]:

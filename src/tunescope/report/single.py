@@ -7,7 +7,7 @@ from typing import Any
 
 from tunescope import __version__
 from tunescope.report.page import render, write_json, write_text
-from tunescope.report.sections import IN_ORDER
+from tunescope.report.sections import IN_ORDER, MAP_IN_ORDER
 from tunescope.report.source import RunSource, read_run
 from tunescope.report.wording import Words
 from tunescope.runs.records import SCHEMA_VERSION
@@ -32,8 +32,14 @@ def build(run_folder: Path, *, lang: str | None = None) -> Path:
     """
     run = read_run(run_folder)
     words = words_of(run, lang)
-    sections = [module.section(run, words) for module in IN_ORDER]
-    page = render("report.html.j2", words, lang=words.lang, run=run.name, sections=sections, facts=page_facts(run))
+    is_map = run.study == "map"
+    order = [part for part in MAP_IN_ORDER if part.KEY != "data" or run.data] if is_map else IN_ORDER
+    sections = [module.section(run, words) for module in order]
+    study = (
+        {"title": "map.report", "footer": "map.footer"} if is_map else {"title": "page.report", "footer": "page.footer"}
+    )
+    shown = {"run": run.name, "sections": sections, "facts": page_facts(run), "study": study}
+    page = render("report.html.j2", words, lang=words.lang, **shown)
     path = run_folder / "report.html"
     write_json(run_folder / "report.json", _facts(run, words, {section.key: section for section in sections}))
     write_text(path, page)

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from tunescope.errors import RunError
+from tunescope.report.checked import mapping, record, records
+from tunescope.report.layer_map import LayerMap, read_map
 from tunescope.runs.records import (
     SCHEMA_VERSION,
     Finding,
     Forecast,
     LayerScores,
     MoneyLine,
-    Record,
     Result,
     Risk,
     Sample,
@@ -30,8 +31,6 @@ from tunescope.runs.records import (
     StepRecord,
     Verdict,
 )
-
-R = TypeVar("R", bound=Record)
 
 FILES = (
     "config.yaml",
@@ -62,6 +61,7 @@ class RunSource:
         steps: optimiser steps and held-out checks of all arms, in file order.
         scores: numbers per block.
         selections: arm -> the weights that may move.
+        layer_map: the layer map, or None.
         results: measured numbers.
         samples: test examples with every arm's answer.
         forecast: arm -> cost expected before the run.
@@ -82,6 +82,7 @@ class RunSource:
     steps: tuple[StepRecord, ...]
     scores: tuple[LayerScores, ...]
     selections: Mapping[str, Selection]
+    layer_map: LayerMap | None
     results: tuple[Result, ...]
     samples: tuple[Sample, ...]
     forecast: Mapping[str, Forecast]
@@ -97,6 +98,11 @@ class RunSource:
     def name(self) -> str:
         """Name of the run: that of its folder."""
         return self.folder.name
+
+    @property
+    def study(self) -> str:
+        """Name of the study that wrote the run; empty where its status does not say."""
+        return str(self.status.get("study") or "")
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -154,24 +160,34 @@ def read_run(folder: Path) -> RunSource:
         config=_read_config(folder / "config.yaml"),
         environment=_read_json(folder / "environment.json"),
         data=data,
-        findings=_records(Finding, data.get("findings"), folder / "data.json"),
-        steps=_records(StepRecord, _read_jsonl(folder / "steps.jsonl"), folder / "steps.jsonl"),
-        scores=_records(LayerScores, layers.get("scores"), layer_path),
+        findings=records(Finding, data.get("findings"), folder / "data.json"),
+        steps=records(StepRecord, _read_jsonl(folder / "steps.jsonl"), folder / "steps.jsonl"),
+        scores=records(LayerScores, layers.get("scores"), layer_path),
         selections={
-            arm: _record(Selection, row, layer_path, arm)
-            for arm, row in _mapping(layers.get("selections"), layer_path).items()
+            arm: record(Selection, row, layer_path, arm)
+            for arm, row in mapping(layers.get("selections"), layer_path).items()
         },
-        results=_records(Result, _read_json(folder / "results.json").get("results"), folder / "results.json"),
-        samples=_records(Sample, _read_jsonl(folder / "samples.jsonl"), folder / "samples.jsonl"),
-        forecast={row.arm: row for row in _records(Forecast, costs.get("forecast"), cost_path)},
-        actual={row.arm: row for row in _records(Forecast, costs.get("actual"), cost_path)},
+        layer_map=read_map(layers, layer_path),
+        results=records(Result, _read_json(folder / "results.json").get("results"), folder / "results.json"),
+        samples=records(Sample, _read_jsonl(folder / "samples.jsonl"), folder / "samples.jsonl"),
+        forecast={row.arm: row for row in records(Forecast, costs.get("forecast"), cost_path)},
+        actual={row.arm: row for row in records(Forecast, costs.get("actual"), cost_path)},
         totals={key: value for key, value in costs.items() if isinstance(value, int | float)},
         verdict=_verdict(verdict, folder / "verdict.json") if verdict else None,
-        risks=_records(Risk, _read_json(folder / "risk.json").get("risks"), folder / "risk.json"),
+        risks=records(Risk, _read_json(folder / "risk.json").get("risks"), folder / "risk.json"),
         ledger=tuple(_read_jsonl(folder / "ledger.jsonl")),
         status=_read_json(folder / "status.json"),
         missing=missing,
     )
+
+
+def read_language(folder: Path) -> str:
+    """Returns the language that a run's config asks for; English where it has none.
+
+    Raises:
+        RunError: the config cannot be read.
+    """
+    return str(_read_config(folder / "config.yaml").get("language", "en"))
 
 
 def _read_text(path: Path) -> str | None:
@@ -189,7 +205,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     if text is None:
         return {}
     try:
-        return _mapping(yaml.safe_load(text), path)
+        return mapping(yaml.safe_load(text), path)
     except (yaml.YAMLError, RecursionError) as error:
         line = " ".join(str(error).split())
         raise RunError(f"{path}: not plain YAML ({line}); restore the file or run the study again") from error
@@ -229,74 +245,10 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [_parse(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _mapping(values: Any, path: Path) -> Mapping[str, Any]:
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise RunError(f"{path}: expected a mapping of names to values, got {type(values).__name__}")
-    return {str(key): value for key, value in values.items()}
-
-
-def _records(kind: type[R], rows: Any, path: Path) -> tuple[R, ...]:
-    if rows is None:
-        return ()
-    if not isinstance(rows, list):
-        raise RunError(f"{path}: expected a list of {kind.__name__} rows, got {type(rows).__name__}")
-    return tuple(_record(kind, row, path, str(number)) for number, row in enumerate(rows, 1))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_list_of(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list | tuple) and all(test(item) for item in value)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-# Annotation of a record's field (as text, optional part cut off) -> what a value read from JSON must be.
-CHECKS: dict[str, Callable[[Any], bool]] = {
-    "float": _is_number,
-    "int": _is_number,
-    "str": _is_text,
-    "Role": lambda value: value in ("in_domain", "out_of_domain", "guard"),
-    "tuple[float, ...]": _is_list_of(_is_number),
-    "tuple[str, ...]": _is_list_of(_is_text),
-    "tuple[Mapping[str, Any], ...]": _is_list_of(lambda item: isinstance(item, Mapping)),
-    "Mapping[str, Any]": lambda value: isinstance(value, Mapping),
-    "Mapping[str, float]": lambda value: isinstance(value, Mapping) and all(map(_is_number, value.values())),
-}
-
-
-def _record(kind: type[R], row: Any, path: Path, where: str) -> R:
-    """Builds one record and checks the type of its fields, so that a hand-edited file gives a line, not a traceback."""
-    if not isinstance(row, dict):
-        raise RunError(f"{path}: {kind.__name__} {where}: expected an object, got {type(row).__name__}")
-    try:
-        record = kind.from_dict(row)
-    except TypeError as error:
-        lacking = str(error).partition("missing ")[2] or str(error)
-        raise RunError(f"{path}: {kind.__name__} {where} lacks {lacking}; run the study again") from error
-    for field in dataclasses.fields(record):
-        value, annotation = getattr(record, field.name), str(field.type)
-        optional = annotation.endswith("| None")
-        check = CHECKS.get(annotation.removesuffix("| None").strip())
-        if check is not None and not (optional and value is None) and not check(value):
-            got = repr(str(value)[:60])
-            raise RunError(
-                f"{path}: {kind.__name__} {where}: {field.name} is {got}, expected {annotation}; "
-                "correct it or run the study again"
-            )
-    return record
-
-
 def _verdict(values: dict[str, Any], path: Path) -> Verdict:
-    verdict = _record(Verdict, values, path, "1")
+    verdict = record(Verdict, values, path, "1")
     return dataclasses.replace(
         verdict,
-        money=_records(MoneyLine, values.get("money"), path),
-        sensitivity=_records(Sensitivity, values.get("sensitivity"), path),
+        money=records(MoneyLine, values.get("money"), path),
+        sensitivity=records(Sensitivity, values.get("sensitivity"), path),
     )

@@ -84,13 +84,25 @@ def to_svg(figure: Figure, *, name: str, title: str, min_width: int) -> Markup:
     body = re.sub(r"font: (?:(\w+) )?([\d.]+)px [^;\"]*", _font, body)
     body = re.sub(r">\s+<", "><", body)
     width, height = (float(size) * 72 for size in figure.get_size_inches())
-    head = Markup(
+    head = opening(name, title, size=(width, height), min_width=min_width)
+    # matplotlib escapes its texts, so the body is mark-up.
+    return head + Markup(body.strip()) + Markup("</svg>")
+
+
+def opening(name: str, title: str, *, size: tuple[float, float], min_width: int) -> Markup:
+    """Returns the start tag of an inline picture with its title.
+
+    Args:
+        name: unique within the page; letters, digits and hyphens.
+        title: read out by screen readers, shown as tooltip.
+        size: width and height in CSS pixels.
+        min_width: narrowest width in CSS pixels at which its text is still readable.
+    """
+    return Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {w} {h}" width="{w}" height="{h}" '
         'role="img" aria-labelledby="{name}-title" font-family="{fonts}" stroke-linejoin="round" stroke-linecap="butt" '
         'style="min-width:{least}px"><title id="{name}-title">{title}</title>'
-    ).format(w=f"{width:g}", h=f"{height:g}", name=name, fonts=FONTS, least=min_width, title=title)
-    # matplotlib escapes its texts, so the body is mark-up.
-    return head + Markup(body.strip()) + Markup("</svg>")
+    ).format(w=f"{size[0]:g}", h=f"{size[1]:g}", name=name, fonts=FONTS, least=min_width, title=title)
 
 
 def _font(match: re.Match[str]) -> str:

@@ -221,9 +221,10 @@ def plan_text(plan: Plan, *, run: str, n_layers: int, resume: str) -> str:
         "#",
         "# You may change `layers` and `modules` of the arms selected and random, change `modules` of lora-all, say in `why`",
         "# what moved you, and delete a whole arm. Everything else is written anew by tunescope.",
+        *_fixed_note(plan),
         f'#   layers    block.0 (next to the input) to block.{n_layers - 1}; also block.0-{n_layers - 1}, or "block.1?" for a pattern',
         "#   modules   q, k, v, o (attention), gate, up, down (MLP)",
-        "# `random` is the control of `selected`: it needs as many blocks and the same modules. Give both, or delete random.",
+        *_control_note(plan),
         "# The backward pass runs from the last block down to the lowest one that moves, so that one sets most of the price.",
         "#",
         "# Then:",
@@ -255,6 +256,26 @@ def plan_text(plan: Plan, *, run: str, n_layers: int, resume: str) -> str:
     lines += [f"currency: {_quoted(plan.currency)}", "rests_on:"]
     lines += [f"  {name}: {_quoted(digest)}" for name, digest in plan.rests_on.items()]
     return "\n".join(lines) + "\n"
+
+
+def _fixed_note(plan: Plan) -> list[str]:
+    fixed = [arm.arm for arm in plan.arms if arm.fixed and not arm.whole_model]
+    if not fixed:
+        return []
+    return [
+        f"# {', '.join(fixed)}: single matrices or entries move, which cannot be edited here; `selection` in the config sets them."
+    ]
+
+
+def _control_note(plan: Plan) -> list[str]:
+    if plan.arm("top-third") is None:
+        return [
+            "# `random` is the control of `selected`: it needs as many blocks and the same modules. Give both, or delete random."
+        ]
+    return [
+        "# `random` and `top-third` are controls of `selected`: they need as many blocks and the same modules; those of top-third",
+        "# are the ones next to the output. Change all of them, or delete a control.",
+    ]
 
 
 def _commands(plan: Plan, run: str, resume: str) -> list[str]:

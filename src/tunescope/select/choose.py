@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tunescope.errors import ModelError, UserError, did_you_mean
-from tunescope.runs.records import LayerScores
+from tunescope.runs.records import Bands, LayerScores
 
 
 def budget_layers(n_layers: int, share: float) -> int:
@@ -75,6 +75,51 @@ def choose_random(layers: Sequence[str], count: int, *, seed: int, avoid: Sequen
         chosen = tuple(layers[i] for i in sorted(rng.choice(len(layers), size=count, replace=False).tolist()))
         if set(chosen) != set(avoid) or count == len(layers):
             return chosen
+
+
+def above_shared_first(scores: LayerScores, bands: Bands | None) -> LayerScores:
+    """Puts the blocks of a layer map in the order in which they are chosen: those above the shared band first, each part by its score.
+
+    Without bands, or where no transition was found, the scores alone decide. That tuning above the shared band is better is a hypothesis.
+
+    Args:
+        scores: one number per block, from the layer map; finite.
+        bands: shared, transition and refinement blocks of the same model, or None.
+
+    Returns:
+        Places from n_layers (chosen first) down to 1, for `choose_top` and `layer_map`; of equal scores the upper block comes first.
+
+    Raises:
+        UserError: a score is not finite, or the bands are of other blocks than the scores.
+
+    Source:
+        The bands are those of Zhao, Ziser and Cohen (arXiv 2410.20008), who tune no part of the layers; choosing by them is ours.
+
+    Example:
+        >>> s = LayerScores("change", "1", ("block.0", "block.1", "block.2"), (0.9, 0.1, 0.2), n=8, higher_means="changes more")
+        >>> above_shared_first(s, None).values
+        (3.0, 1.0, 2.0)
+        >>> above_shared_first(s, Bands(True, "example", s.layers, boundaries=(1, 2))).values
+        (1.0, 2.0, 3.0)
+    """
+    if bands is not None and tuple(bands.layers) != tuple(scores.layers):
+        raise UserError(
+            f"the bands are over {len(bands.layers)} blocks and the scores {scores.name} over {len(scores.layers)}; both must come from one map"
+        )
+    above = () if bands is None or not bands.found else (*bands.transition, *bands.refinement)
+    choose_top(scores, 1)  # refuses what is not finite
+    values = dict(zip(scores.layers, scores.values, strict=True))
+    order = sorted(range(len(values)), key=lambda i: (scores.layers[i] in above, values[scores.layers[i]], i))
+    places = {scores.layers[i]: float(place) for place, i in enumerate(order, 1)}
+    return LayerScores(
+        name="layer_map",
+        unit="place",
+        layers=tuple(scores.layers),
+        values=tuple(places[name] for name in scores.layers),
+        n=scores.n,
+        higher_means="is chosen earlier",
+        task=scores.task,
+    )
 
 
 def match_layers(patterns: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:

@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tunescope import engine, evaluate, layers, models, select
+from tunescope import engine, evaluate, models
 from tunescope.config import Arm, Config
-from tunescope.data import ChatFormat, Encoded, Example, Task
+from tunescope.data import ChatFormat, Example, Task
 from tunescope.errors import ConfigError
 from tunescope.models import Loaded, Located
 from tunescope.runs.folder import RunFolder
-from tunescope.runs.records import Answer, Forecast, LayerScores, Role, Selection, StepRecord
+from tunescope.runs.records import Answer, Forecast, Role, Selection, StepRecord
 from tunescope.studies.inputs import GUARD, Inputs, demonstrations, encode_all
 from tunescope.studies.machine import trim_heap
+from tunescope.studies.mask_files import mask_of
 from tunescope.studies.progress import Progress, ticker
+from tunescope.studies.regularisation import longest, loss_terms, training_rows
 
 _STEPS_PER_TRIM = 8
-TUNED = (Arm.SELECTED, Arm.RANDOM, Arm.LORA_ALL, Arm.FULL)
+TUNED = (Arm.SELECTED, Arm.RANDOM, Arm.TOP_THIRD, Arm.LORA_ALL, Arm.FULL)
 
 
 @dataclass(frozen=True)
@@ -94,58 +94,6 @@ def test_groups(inputs: Inputs) -> list[Group]:
     return groups
 
 
-def choose(bench: Bench, loaded: Loaded, progress: Progress) -> tuple[list[LayerScores], dict[str, Selection]]:
-    """Decides what each tuned arm of the config moves.
-
-    Returns:
-        The layer scores that were computed, and arm -> selection (counts are filled in when the arm is prepared).
-    """
-    config = bench.config
-    names = models.block_names(loaded.info.n_layers)
-    parts = tuple(config.tuning.target_modules)
-    method = config.tuning.method
-    # With `weights` and all parts named, a block moves as a whole, its norms included.
-    own_parts = () if method == "weights" and set(parts) == set(models.PARTS) else parts
-    count = select.budget_layers(len(names), config.selection.budget)
-    scores: list[LayerScores] = []
-    selections: dict[str, Selection] = {}
-    chosen: tuple[str, ...] = ()
-    if Arm.SELECTED in config.arms:
-        if config.selection.blocks:
-            chosen = select.match_layers(config.selection.blocks, names)
-            count, why = len(chosen), f"chosen by hand: {', '.join(config.selection.blocks)}"
-        else:
-            calibration = _calibration(bench)
-            progress.stage("score the blocks", len(calibration))
-            found = layers.gradient_norms(
-                loaded.model, calibration, confidence=config.evaluation.confidence, done=ticker(progress)
-            )
-            scores.append(found)
-            chosen = select.choose_top(found, count)
-            why = f"the {count} of {len(names)} blocks with the largest mean gradient norm over {found.n} training examples"
-        selections[Arm.SELECTED.value] = Selection(method, chosen, own_parts, why)
-    if Arm.RANDOM in config.arms:
-        drawn = select.choose_random(names, count, seed=config.seed, avoid=chosen)
-        why = f"{count} of {len(names)} blocks drawn at random (seed {config.seed}): the control at the same budget"
-        selections[Arm.RANDOM.value] = Selection(method, drawn, own_parts, why)
-    if Arm.LORA_ALL in config.arms:
-        selections[Arm.LORA_ALL.value] = Selection("lora", names, parts, f"LoRA on all {len(names)} blocks")
-    if Arm.FULL in config.arms:
-        selections[Arm.FULL.value] = Selection("weights", names, (), "all weights of the model", whole_model=True)
-    return scores, selections
-
-
-def _calibration(bench: Bench) -> list[Encoded]:
-    train = bench.inputs.train
-    if not train:
-        raise ConfigError(
-            "arms are to be tuned but no task has `train` data; add it, or keep only the arms nothing and prompt"
-        )
-    limit = bench.config.selection.calibration_examples
-    order = np.random.default_rng([bench.config.seed, 0xCA11B]).permutation(len(train))[:limit]
-    return encode_all(bench.chat, [train[i] for i in order])
-
-
 def tune_arm(bench: Bench, arm: str, selection: Selection, progress: Progress) -> Forecast:
     """Tunes one arm, saves its weights under ``weights/<arm>``, and returns what that cost.
 
@@ -158,8 +106,8 @@ def tune_arm(bench: Bench, arm: str, selection: Selection, progress: Progress) -
     config, tuning = bench.config, bench.config.tuning
     resumed = (folder / "race.json").is_file() or (folder / "checkpoint.safetensors").is_file()
     with engine.Meter(bench.device) as meter:
-        train = encode_all(bench.chat, bench.inputs.train)
-        checks = bench.checks(len(train))
+        train = training_rows(config, bench.inputs, bench.chat)
+        checks = bench.checks(len(bench.inputs.train))
         loaded = bench.load()
         moving = engine.prepare(
             loaded.model,
@@ -168,8 +116,10 @@ def tune_arm(bench: Bench, arm: str, selection: Selection, progress: Progress) -
             lora_rank=tuning.lora_rank,
             lora_alpha=tuning.lora_alpha,
             seed=config.seed,
+            mask=mask_of(bench.run, arm, selection),
         )
-        models.save_memory(moving.model, max(len(e) for e in train))
+        models.save_memory(moving.model, longest(config, bench.inputs, bench.chat, train))
+        terms = loss_terms(config, bench.inputs, bench.chat, moving)
         progress.note(f"{arm}: {engine.describe(moving).splitlines()[0]}")
         bench.run.write_json(
             f"arms/{arm}/moves.json", {"selection": moving.selection.to_dict(), "text": engine.describe(moving)}
@@ -186,8 +136,9 @@ def tune_arm(bench: Bench, arm: str, selection: Selection, progress: Progress) -
                 tuning.weight_decay,
                 tuning.max_grad_norm,
                 config.seed,
+                tuning.regularisation.label_smoothing,
             )
-            return engine.Tuner(moving, train, recipe, arm=arm)
+            return engine.Tuner(moving, train, recipe, arm=arm, terms=terms)
 
         race = _learning_rate(bench, arm, selection.method, make_tuner, checks, progress)
         outcome = _fit(bench, arm, make_tuner(race["learning_rate"]), checks, progress)

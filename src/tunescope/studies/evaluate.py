@@ -16,6 +16,7 @@ from tunescope.errors import ConfigError, IntegrityError
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies.arms import measure_arm, remove_scratch
+from tunescope.studies.choose import Choice
 from tunescope.studies.conclude import write_costs, write_results, write_verdict
 from tunescope.studies.forecast import forecast_arms, forecast_once
 from tunescope.studies.machine import release_memory
@@ -72,7 +73,7 @@ def run(
         forecasts, preparation = forecast_once(bench, arms, {}, progress, started=started)
         progress.plan({f"{f.arm}: measure": f.evaluation_seconds for f in forecasts})
         record(folder, _MEASURES, measured)
-        write_layers(folder, [], {})
+        write_layers(folder, Choice([], {}))
         del checked
         release_memory()
         costs = []

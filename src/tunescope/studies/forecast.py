@@ -16,8 +16,10 @@ from tunescope.runs.records import Forecast, Selection
 from tunescope.studies.arms import Bench, answering, test_groups
 from tunescope.studies.inputs import GUARD, encode_all
 from tunescope.studies.machine import release_memory
+from tunescope.studies.mask_files import mask_of
 from tunescope.studies.prices import Calibration, Point, parameter_table
 from tunescope.studies.progress import Progress
+from tunescope.studies.regularisation import loss_terms, rows_of, training_rows
 
 FORECAST = "arms/forecast.json"
 _DECODED = 6
@@ -61,7 +63,7 @@ def _forecast_arms(
     bench: Bench, arms: Sequence[str], selections: Mapping[str, Selection], progress: Progress
 ) -> tuple[list[Forecast], float]:
     """The forecasts, and the seconds per token read."""
-    train = encode_all(bench.chat, bench.inputs.train) if selections else []
+    train = _first_epoch(bench) if selections else []
     rates = _answer_rates(bench)
     progress.advance()
     forecasts = []
@@ -73,7 +75,7 @@ def _forecast_arms(
             forecasts.append(Forecast(arm=arm, evaluation_seconds=measured, peak_memory_bytes=rates.memory))
         progress.advance()
         release_memory()
-    return forecasts, rates["read"]
+    return forecasts, rates.read
 
 
 def forecast_once(
@@ -103,7 +105,7 @@ def forecast_once(
 def forecast_again(bench: Bench, arm: str, selection: Selection, evaluation_seconds: float) -> Forecast:
     """Forecasts one arm that moves something else than first proposed; measuring it costs what it did."""
     calibration = bench.run.read_json(FORECAST)["calibration"]
-    train = encode_all(bench.chat, bench.inputs.train)
+    train = _first_epoch(bench)
     forecast = _tuning_forecast(bench, arm, selection, train, evaluation_seconds, calibration["seconds_per_token"])
     release_memory()
     return forecast
@@ -116,7 +118,7 @@ def _calibration(
     seconds_per_token: float,
 ) -> Calibration:
     """Adds to the arms the cheapest choice there is, the last block alone: what it costs is what every choice costs at least."""
-    train = encode_all(bench.chat, bench.inputs.train)
+    train = _first_epoch(bench)
     loaded = bench.load()
     table = parameter_table(loaded, bench.config.tuning.lora_rank)
     info = loaded.info
@@ -166,27 +168,33 @@ def _tuning_forecast(
             lora_rank=tuning.lora_rank,
             lora_alpha=tuning.lora_alpha,
             seed=bench.config.seed,
+            mask=mask_of(bench.run, arm, selection),
         )
         models.save_memory(moving.model, max(len(e) for e in train))
         # Two steps over the same rows: the first one warms up, the second one counts.
         recipe = engine.Recipe(1e-5, num_epochs=2, batch_size=len(rows), batch_tokens=tuning.batch_tokens)
+        terms = loss_terms(bench.config, bench.inputs, bench.chat, moving)
         records = list(engine.Tuner(moving, rows, recipe, arm=arm).steps())
+        term_seconds = _seconds_of_terms(terms, moving)
     per_token = records[-1].seconds / records[-1].tokens
     epoch_tokens = sum(len(e) for e in train)
     steps_per_epoch = -(-len(train) // tuning.batch_size)
     tokens = epoch_tokens * tuning.num_epochs
+    n_steps = steps_per_epoch * tuning.num_epochs
     checks = tuning.num_epochs * tuning.checks_per_epoch
     if tuning.learning_rate == "auto":
         candidates = len(engine.CANDIDATES[selection.method])
-        tokens += candidates * round(
-            epoch_tokens * engine.race_steps(steps_per_epoch * tuning.num_epochs) / steps_per_epoch
-        )
+        race_steps = engine.race_steps(n_steps)
+        n_steps += candidates * race_steps
+        tokens += candidates * round(epoch_tokens * race_steps / steps_per_epoch)
         checks += candidates
     held_out = sum(len(e) for e in encode_all(bench.chat, bench.inputs.validation))
-    element = 4 if selection.method == "lora" else torch.finfo(getattr(torch, bench.config.dtype)).bits // 8
+    dtype_bytes = torch.finfo(getattr(torch, bench.config.dtype)).bits // 8
+    # Of sparse entries a float32 change with its row and column is written; filling up the file comes on top.
+    element = {"lora": 4, "sparse": 12}.get(selection.method, dtype_bytes)
     return Forecast(
         arm=arm,
-        tuning_seconds=tokens * per_token + checks * held_out * seconds_per_token,
+        tuning_seconds=tokens * per_token + n_steps * term_seconds + checks * held_out * seconds_per_token,
         evaluation_seconds=evaluation_seconds,
         peak_memory_bytes=meter.peak_memory_bytes,
         adapter_bytes=moving.selection.trainable_parameters * element,
@@ -194,6 +202,22 @@ def _tuning_forecast(
         steps=steps_per_epoch * tuning.num_epochs,
         tokens=tokens,
     )
+
+
+def _first_epoch(bench: Bench) -> Sequence[Encoded]:
+    return rows_of(training_rows(bench.config, bench.inputs, bench.chat), 0)
+
+
+def _seconds_of_terms(terms: Sequence[engine.Term], moving: engine.Moving) -> float:
+    """Seconds that the terms of the loss add to a step; the first round warms up."""
+    started = time.perf_counter()
+    for step in range(2):
+        started = time.perf_counter()
+        for term in terms:
+            float(term.add_gradient(step))
+    for parameter in moving.parameters.values():
+        parameter.grad = None
+    return time.perf_counter() - started
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from tunescope.data import (
     Task,
     TaskFile,
     build_report,
+    check_templates,
     finding_line,
     length_findings,
     read_file,
@@ -32,6 +33,7 @@ from tunescope.metrics import json_fields
 from tunescope.runs.records import Finding
 
 GUARD = "guard"
+REPLAY = "replay"
 _TEST_SEED = 0  # the same test examples for every seed of a study, so that its runs can be compared
 
 
@@ -44,12 +46,14 @@ class Inputs:
         guard: general examples.
         report: what was found in the files.
         files: path as shown -> sha256.
+        replay: examples on which tuning stays near the base model; none that stands in `guard`.
     """
 
     tasks: tuple[Task, ...]
     guard: tuple[Example, ...]
     report: DataReport
     files: dict[str, str]
+    replay: tuple[Example, ...] = ()
 
     @property
     def train(self) -> list[Example]:
@@ -74,8 +78,10 @@ def read_inputs(config: Config, *, personal: bool = True, done: Callable[[str], 
         The tasks. Problems are in `Inputs.report`; the caller decides whether to stop (`refuse`).
 
     Raises:
-        ConfigError: a task has neither training nor test data.
+        ConfigError: a task has neither training nor test data, or the name of the guard or replay set.
+        DataError: a template of a task would drop something its examples need.
     """
+    regularisation = config.tuning.regularisation
     files: list[TaskFile] = []
     for settings in config.tasks:
         if settings.train is None and settings.test is None:
@@ -91,12 +97,14 @@ def read_inputs(config: Config, *, personal: bool = True, done: Callable[[str], 
                 f"task {settings.name!r}: {len(twice)} out_of_domain files are named {twice[0].stem!r}; their names tell them apart in the "
                 "report: rename one"
             )
-        if settings.name == GUARD:
+        if settings.name in (GUARD, REPLAY):
             raise ConfigError(
-                f"a task cannot be named {GUARD!r}, which is what the guard set is called in the results; rename it"
+                f"a task cannot be named {settings.name!r}, which is what the {settings.name} set is called in the results; rename it"
             )
         done(settings.name)
     files += [TaskFile(read_file(path, task=GUARD, shown_as=_shown(path)), "guard") for path in config.guard]
+    kept_near = regularisation.kl_examples if regularisation.kl_to_base else ()
+    files += [TaskFile(read_file(path, task=REPLAY, shown_as=_shown(path)), "replay") for path in kept_near]
     report = build_report(
         files,
         labels={task.name: task.labels for task in config.tasks},
@@ -106,9 +114,13 @@ def read_inputs(config: Config, *, personal: bool = True, done: Callable[[str], 
     )
     report = dataclasses.replace(report, findings=(*report.findings, *_not_json(config, files)))
     tasks = tuple(_task(config, settings, files, report) for settings in config.tasks)
+    for task, settings in zip(tasks, config.tasks, strict=True):
+        check_templates(task.train, settings.templates)
     guard = [e for file in files if file.role == "guard" for e in file.read.examples]
     guard = _some(guard, config.data.max_test_examples, _TEST_SEED, GUARD)
-    return Inputs(tasks, tuple(guard), _with_used(report, tasks, guard), {f.read.path: f.read.sha256 for f in files})
+    replay = _some(_replay(files, report), regularisation.kl_max_examples, config.seed, REPLAY)
+    report = _with_used(report, tasks, guard, replay)
+    return Inputs(tasks, tuple(guard), report, {f.read.path: f.read.sha256 for f in files}, tuple(replay))
 
 
 def encode_inputs(config: Config, inputs: Inputs, chat: ChatFormat) -> Inputs:
@@ -119,7 +131,7 @@ def encode_inputs(config: Config, inputs: Inputs, chat: ChatFormat) -> Inputs:
         (task.name, [*task.train, *task.validation, *task.test, *sum(task.out_of_domain.values(), ())])
         for task in inputs.tasks
     ]
-    groups.append((GUARD, list(inputs.guard)))
+    groups += [(GUARD, list(inputs.guard)), (REPLAY, list(inputs.replay))]
     shown = None
     for name, examples in groups:
         rows = []
@@ -194,6 +206,15 @@ def _task(config: Config, settings: TaskSettings, files: Sequence[TaskFile], rep
     )
 
 
+def _replay(files: Sequence[TaskFile], report: DataReport) -> list[Example]:
+    return [
+        example
+        for read, role in files
+        for example in (read.examples if role == "replay" else ())
+        if example.id not in report.drop.get((REPLAY, read.path), frozenset())
+    ]
+
+
 def _not_json(config: Config, files: Sequence[TaskFile]) -> list[Finding]:
     """Targets of a json_fields task that are not a JSON object: they could never be scored."""
     wanted = {task.name for task in config.tasks if task.metric == Metric.JSON_FIELDS}
@@ -215,14 +236,17 @@ def _some(examples: Sequence[Example], limit: int | None, seed: int, name: str) 
     return [examples[i] for i in order[:limit]]
 
 
-def _with_used(report: DataReport, tasks: Sequence[Task], guard: Sequence[Example]) -> DataReport:
+def _with_used(
+    report: DataReport, tasks: Sequence[Task], guard: Sequence[Example], replay: Sequence[Example]
+) -> DataReport:
     """Fills in how many rows of each file are really used."""
     used: dict[tuple[str, str], int] = {}
     for task in tasks:
         for example in [*task.train, *task.validation, *task.test, *sum(task.out_of_domain.values(), ())]:
             used[task.name, example.file] = used.get((task.name, example.file), 0) + 1
-    for example in guard:
-        used[GUARD, example.file] = used.get((GUARD, example.file), 0) + 1
+    for name, examples in ((GUARD, guard), (REPLAY, replay)):
+        for example in examples:
+            used[name, example.file] = used.get((name, example.file), 0) + 1
     return dataclasses.replace(
         report, files=tuple(dataclasses.replace(f, used=used.get((f.task, f.path), 0)) for f in report.files)
     )

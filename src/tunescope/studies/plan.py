@@ -17,7 +17,8 @@ from tunescope.runs.folder import RunFolder
 from tunescope.runs.plan import Plan, PlannedArm
 from tunescope.runs.records import Forecast, LayerScores, Selection
 from tunescope.studies import approve, plan_folder
-from tunescope.studies.arms import TUNED, Bench, choose
+from tunescope.studies.arms import TUNED, Bench
+from tunescope.studies.choose import choose
 from tunescope.studies.forecast import FORECAST, forecast_again, forecast_and_calibrate, forecast_once
 from tunescope.studies.machine import release_memory
 from tunescope.studies.plan_folder import EDITED, IN_USE, PLAN, PROPOSAL, PROPOSED
@@ -103,12 +104,13 @@ def preview(
         folder = RunFolder.create(Path(scratch) / "run", settings.dump(config), study=study, command="")
         checked = check(config, progress, needs_test=arm is None)
         bench = begin(checked, folder, "", progress)
-        scores, selections = choose(bench, checked.loaded, progress)
+        choice = choose(bench, checked.loaded, progress)
+        selections = choice.selections
         arms = [a.value for a in config.arms] if arm is None else [arm]
         forecasts, calibration = forecast_and_calibrate(bench, arms, selections, progress)
         assert calibration is not None  # _for_study refuses settings that tune nothing
         planned = {a: selections[a] for a in arms if a in selections}
-        over_all = next((s for s in scores if s.task == "*"), None)
+        over_all = next((s for s in choice.scores if s.task == "*"), None)
         return (
             forecasts,
             planned,
@@ -282,6 +284,11 @@ def _chosen(folder: RunFolder, plan: Plan) -> dict[str, Selection]:
     chosen: dict[str, Selection] = {}
     for arm in plan.arms:
         old, new = Selection.from_dict(before[arm.arm]), arm.selection()
+        if old.mask_sha256 != arm.mask_sha256:
+            raise IntegrityError(
+                f"{folder.path / 'layers.json'}: the mask of {arm.arm} is not the one of the plan; put it back, or start again in another "
+                "output_dir"
+            )
         same = (tuple(old.layers), set(old.modules)) == (new.layers, set(new.modules))
         chosen[arm.arm] = dataclasses.replace(old, why=new.why) if same or arm.fixed else new
     selections = {arm: selection.to_dict() for arm, selection in chosen.items()}
@@ -296,7 +303,8 @@ def _for_study(config: Config, arm: str | None) -> tuple[Config, str]:
         return only(config, arm), "tune"
     if not any(a in TUNED for a in config.arms):
         raise ConfigError(
-            f"arms {', '.join(config.arms)}: none of them tunes anything, so there is nothing to plan; add selected, random, lora-all or full"
+            f"arms {', '.join(config.arms)}: none of them tunes anything, so there is nothing to plan; add selected, random, top-third, "
+            "lora-all or full"
         )
     return config, "poc"
 
@@ -309,6 +317,6 @@ def only(config: Config, arm: str) -> Config:
     """
     if arm not in [a.value for a in TUNED]:
         raise ConfigError(f"--arm {arm!r}: is not tuned; allowed: {', '.join(a.value for a in TUNED)}")
-    # `random` is drawn so that it differs from `selected`, which therefore has to be chosen as well.
-    arms = (Arm.SELECTED, Arm.RANDOM) if arm == Arm.RANDOM else (Arm(arm),)
+    # The controls take their budget from `selected`, and `random` must differ from it: it has to be chosen as well.
+    arms = (Arm.SELECTED, Arm(arm)) if arm in (Arm.RANDOM, Arm.TOP_THIRD) else (Arm(arm),)
     return config.model_copy(update={"arms": arms})

@@ -56,7 +56,7 @@ def read_plan(path: Path, proposal: Plan, *, n_layers: int, seed: int) -> Plan:
     reading = _Reading(str(path), lines, block_names(n_layers), [_as_plan(p) for p in problems])
     plan = _plan(reading, values, proposal)
     if not reading.problems:
-        _check_control(reading, plan, proposal, seed)
+        _check_controls(reading, plan, proposal, seed)
     if reading.problems:
         raise RunError(reading.problems)
     return plan
@@ -186,7 +186,9 @@ def _arm(reading: _Reading, proposed: PlannedArm, given: object) -> PlannedArm:
         )
     if proposed.fixed and not proposed.whole_model and (layers, modules) != (proposed.layers, proposed.modules):
         reading.wrong(
-            (*where, "layers"), f"arms.{proposed.arm} moves single entries or matrices; put it back, or delete the arm"
+            (*where, "layers"),
+            f"arms.{proposed.arm} moves single {'entries' if proposed.mask_sha256 else 'matrices'}, which cannot be edited here; put layers and "
+            "modules back, change `selection` in the config and plan again in another output_dir, or delete the arm",
         )
     if proposed.arm == Arm.LORA_ALL and layers and layers != proposed.layers:
         reading.wrong(
@@ -260,35 +262,65 @@ def _price(reading: _Reading, where: Location, given: object) -> Price:
     )
 
 
-def _check_control(reading: _Reading, plan: Plan, proposal: Plan, seed: int) -> None:
+def _check_controls(reading: _Reading, plan: Plan, proposal: Plan, seed: int) -> None:
     """Refuses a control that no longer has the budget of what it controls, and names one that has."""
-    chosen, control = plan.arm(Arm.SELECTED), plan.arm(Arm.RANDOM)
-    if control is None:
+    chosen = plan.arm(Arm.SELECTED)
+    for name in (Arm.RANDOM.value, Arm.TOP_THIRD.value):
+        control = plan.arm(name)
+        if control is None:
+            continue
+        if chosen is None:
+            if proposal.arm(Arm.SELECTED) is not None:  # `tune --arm random` never had one
+                reading.wrong(
+                    ("arms", name),
+                    f"{name} is the control of selected, which is gone: delete {name} too, or put selected back",
+                )
+        elif not (_as_proposed(chosen, proposal) and _as_proposed(control, proposal)):
+            _check_control(reading, chosen, control, seed)
+
+
+def _as_proposed(arm: PlannedArm, proposal: Plan) -> bool:
+    first = proposal.arm(arm.arm)
+    return first is not None and arm.moves == first.moves
+
+
+def _check_control(reading: _Reading, chosen: PlannedArm, control: PlannedArm, seed: int) -> None:
+    name, count = control.arm, len(chosen.layers)
+    where = ("arms", name)
+    if control.fixed or chosen.fixed:
+        reading.wrong(
+            where,
+            f"{name} was made for the single matrices of selected that were proposed, and one of the two was changed: delete {name}, or "
+            "put both back",
+        )
         return
-    where = ("arms", Arm.RANDOM.value)
-    if chosen is None:
-        if proposal.arm(Arm.SELECTED) is not None:  # `tune --arm random` never had one
-            reading.wrong(
-                where, "random is the control of selected, which is gone: delete random too, or put selected back"
-            )
-        return
-    if len(control.layers) != len(chosen.layers):
-        drawn = select.choose_random(reading.names, len(chosen.layers), seed=seed, avoid=chosen.layers)
+    drawn = (
+        select.choose_random(reading.names, count, seed=seed, avoid=chosen.layers)
+        if name == Arm.RANDOM
+        else tuple(reading.names[-count:])
+    )
+    if len(control.layers) != count:
+        how = f"drawn with seed {seed}" if name == Arm.RANDOM else "those next to the output"
         reading.wrong(
             (*where, "layers"),
-            f"random moves {len(control.layers)} block(s) and selected {len(chosen.layers)}, so random is no control at the same "
-            f"budget; write layers: [{', '.join(drawn)}] (drawn with seed {seed}), or delete random",
+            f"{name} moves {len(control.layers)} block(s) and selected {count}, so {name} is no control at the same "
+            f"budget; write layers: [{', '.join(drawn)}] ({how}), or delete {name}",
         )
-    elif control.layers == chosen.layers and len(chosen.layers) < len(reading.names):
+    elif name == Arm.RANDOM and control.layers == chosen.layers and count < len(reading.names):
         reading.wrong(
             (*where, "layers"), "random moves exactly the blocks of selected, so it controls nothing; change one"
+        )
+    elif name == Arm.TOP_THIRD and control.layers != drawn:
+        reading.wrong(
+            (*where, "layers"),
+            f"top-third moves the blocks next to the output; write layers: [{', '.join(drawn)}], or delete top-third",
         )
     if control.modules != chosen.modules:
         wanted = f"[{', '.join(chosen.modules)}]" if chosen.modules else WHOLE_BLOCKS
         reading.wrong(
             (*where, "modules"),
-            f"random moves other modules than selected, so it is no control at the same budget; write modules: {wanted}, or "
-            "delete random",
+            f"{name} moves other modules than selected, so it is no control at the same budget; write modules: {wanted}, or "
+            f"delete {name}",
         )
 
 

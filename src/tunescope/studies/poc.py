@@ -13,7 +13,8 @@ from tunescope.errors import GateError
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies import approve
-from tunescope.studies.arms import choose, measure_arm, remove_scratch, tune_arm
+from tunescope.studies.arms import measure_arm, remove_scratch, tune_arm
+from tunescope.studies.choose import choose
 from tunescope.studies.conclude import write_costs, write_results, write_verdict
 from tunescope.studies.forecast import forecast_arms
 from tunescope.studies.machine import release_memory
@@ -96,7 +97,7 @@ def preview(config: Config, progress: Progress | None = None) -> tuple[list[Fore
         folder = RunFolder.create(Path(scratch) / "run", settings.dump(config), study="dry-run", command="")
         checked = check(config, progress)
         bench = begin(checked, folder, "", progress)
-        _, selections = choose(bench, checked.loaded, progress)
+        selections = choose(bench, checked.loaded, progress).selections
         return forecast_arms(bench, [a.value for a in config.arms], selections, progress), selections
 
 

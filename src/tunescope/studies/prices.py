@@ -242,4 +242,11 @@ def price_of(cost: Forecast, price_per_hour: float, *, measured: bool) -> Price:
 
 
 def _moves(selection: Selection) -> tuple[object, ...]:
-    return (selection.method, selection.layers, frozenset(selection.modules), selection.whole_model)
+    # Tuples: of a selection read back from JSON these are lists.
+    return (
+        selection.method,
+        tuple(selection.layers),
+        frozenset(selection.modules),
+        selection.whole_model,
+        tuple(selection.matrices),
+    )

@@ -15,11 +15,14 @@ from tunescope.models import Loaded, Located
 from tunescope.runs import ledger
 from tunescope.runs.environment import describe_environment, user_name
 from tunescope.runs.folder import RunFolder
-from tunescope.runs.records import LayerScores, Selection
-from tunescope.studies.arms import TUNED, Bench, choose, remove_scratch, test_groups
+from tunescope.runs.records import Selection
+from tunescope.studies.arms import TUNED, Bench, remove_scratch, test_groups
+from tunescope.studies.choose import Choice, choose
 from tunescope.studies.inputs import Inputs, demonstrations, encode_inputs, read_inputs, refuse
 from tunescope.studies.machine import pick_device, set_threads
+from tunescope.studies.mask_files import mask_of
 from tunescope.studies.progress import Progress
+from tunescope.studies.regularisation import unfit_prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +97,34 @@ def _refuse_unfit(config: Config, inputs: Inputs, loaded: Loaded, chat: ChatForm
             engine.check_selection(wanted, n_layers=len(names))
     except ModelError as error:
         problems += [f"tuning.target_modules: {problem}" for problem in error.problems]
+    if tuned and not problems:
+        problems += _unfit_selection(config, loaded)
+    problems += unfit_prompts(config, inputs, chat) if tuned and inputs.train else []
     problems += _too_long(config, inputs, loaded, chat)
     if problems:
         raise ConfigError(problems)
+
+
+def _unfit_selection(config: Config, loaded: Loaded) -> list[str]:
+    """What `selection` asks for and the matrices of this model cannot give; the parts and blocks exist."""
+    settings = config.selection
+    offered = select.weight_matrices(loaded.model, loaded.family, parts=tuple(config.tuning.target_modules))
+    if settings.names and Arm.SELECTED in config.arms:
+        try:
+            select.hand_mask(offered, settings.names)
+        except ModelError as error:
+            return [f"selection.names: {problem}" for problem in error.problems]
+    total = sum(weight.numel() for weight in offered.values())
+    if settings.weights is not None and settings.weights > total:
+        return [
+            f"selection.weights: got {settings.weights:,}, and the parts in tuning.target_modules have {total:,}; lower it, or use the arm full"
+        ]
+    side = min(min(weight.shape) for weight in offered.values())
+    if settings.score == "low_rank_magnitude" and settings.rank >= side:
+        return [
+            f"selection.rank: got {settings.rank}, and the smallest matrix on offer has {side} rows or columns; allowed are 1 to {side - 1}"
+        ]
+    return []
 
 
 def _given_away(config: Config, task: Task) -> list[str]:
@@ -190,18 +218,27 @@ def choose_once(bench: Bench, loaded: Loaded, progress: Progress) -> dict[str, S
     """Decides what each tuned arm moves and writes ``layers.json``; on resume reads it back."""
     if bench.run.has("layers.json"):
         saved = bench.run.read_json("layers.json")["selections"]
-        return {arm: Selection.from_dict(values) for arm, values in saved.items()}
-    scores, selections = choose(bench, loaded, progress)
-    write_layers(bench.run, scores, selections)
-    return selections
+        lists = ("layers", "modules", "matrices")
+        selections = {
+            arm: Selection.from_dict({key: tuple(v) if key in lists else v for key, v in values.items()})
+            for arm, values in saved.items()
+        }
+        for arm, selection in selections.items():
+            mask_of(bench.run, arm, selection)  # a damaged mask is found before anything slow
+        return selections
+    choice = choose(bench, loaded, progress)
+    write_layers(bench.run, choice)
+    return choice.selections
 
 
-def write_layers(folder: RunFolder, scores: list[LayerScores], selections: dict[str, Selection]) -> None:
+def write_layers(folder: RunFolder, choice: Choice) -> None:
     """Writes ``layers.json``."""
-    values = {
-        "scores": [s.to_dict() for s in scores],
-        "selections": {arm: s.to_dict() for arm, s in selections.items()},
+    values: dict[str, Any] = {
+        "scores": [s.to_dict() for s in choice.scores],
+        "selections": {arm: s.to_dict() for arm, s in choice.selections.items()},
     }
+    if choice.map is not None:
+        values["map"] = dict(choice.map)
     folder.write_json("layers.json", values)
 
 

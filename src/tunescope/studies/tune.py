@@ -12,7 +12,8 @@ from tunescope.config import Config
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies import approve
-from tunescope.studies.arms import choose, remove_scratch, tune_arm
+from tunescope.studies.arms import remove_scratch, tune_arm
+from tunescope.studies.choose import choose
 from tunescope.studies.conclude import write_costs
 from tunescope.studies.forecast import forecast_arms
 from tunescope.studies.machine import release_memory
@@ -34,7 +35,7 @@ def run(
 
     Args:
         config: the settings; `arms` is ignored.
-        arm: selected, random, lora-all or full.
+        arm: selected, random, top-third, lora-all or full.
         command: command line, for the record.
         overrides: settings replaced on the command line, for the ledger.
         resume: continue an interrupted run.
@@ -79,5 +80,5 @@ def preview(config: Config, arm: str, progress: Progress | None = None) -> tuple
         folder = RunFolder.create(Path(scratch) / "run", settings.dump(config), study="dry-run", command="")
         checked = check(config, progress, needs_test=False)
         bench = begin(checked, folder, "", progress)
-        _, selections = choose(bench, checked.loaded, progress)
+        selections = choose(bench, checked.loaded, progress).selections
         return forecast_arms(bench, [arm], selections, progress), {arm: selections[arm]}

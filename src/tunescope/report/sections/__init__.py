@@ -11,6 +11,13 @@ from tunescope.report.sections import (
     forecast,
     gaps,
     layers,
+    map_bands,
+    map_causal,
+    map_limits,
+    map_method,
+    map_overview,
+    map_proposals,
+    map_tasks,
     money,
     overview,
     reproduce,
@@ -20,5 +27,6 @@ from tunescope.report.sections import (
 )
 
 IN_ORDER = (overview, arms, tasks, money, forecast, risk, layers, curves, data, samples, gaps, reproduce)
+MAP_IN_ORDER = (map_overview, map_tasks, map_bands, map_causal, map_proposals, map_limits, map_method, data, reproduce)
 
-__all__ = ["IN_ORDER"]
+__all__ = ["IN_ORDER", "MAP_IN_ORDER"]

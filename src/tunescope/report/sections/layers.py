@@ -6,7 +6,12 @@ from collections.abc import Callable
 
 from markupsafe import Markup
 
-from tunescope.report import charts
+from tunescope.report import charts, map_figures, map_words
+from tunescope.report.block_axis import Choice
+from tunescope.report.block_ranges import block_ranges
+from tunescope.report.layer_map import LayerMap
+from tunescope.report.sections.map_bands import number_table
+from tunescope.report.sections.map_causal import agreement_text
 from tunescope.report.source import RunSource
 from tunescope.report.tables import Cell, Section, Table, absent, number
 from tunescope.report.wording import NONE, Words
@@ -17,11 +22,14 @@ SHOWN = ("selected", "random")  # the two choices that are compared; the other a
 
 
 def section(run: RunSource, words: Words) -> Section:
-    """Returns the bar chart of block scores with the chosen blocks marked."""
+    """Returns the layer map with the chosen blocks marked; without a map, the bar chart of block scores."""
     if not run.scores and not run.selections:
         return absent(KEY, words, "layers.json")
+    if run.layer_map is not None:
+        return _map_section(run.layer_map, run, words)
     scores = next((row for row in run.scores if row.task == "*"), run.scores[0] if run.scores else None)
-    content = {
+    content: dict[str, object] = {
+        "pictures": [],
         "meaning": _meaning(scores, run, words),
         "limits": words("layers.limits")
         if scores is not None and scores.name == "gradient_norm"
@@ -31,6 +39,44 @@ def section(run: RunSource, words: Words) -> Section:
         "choices": _choices(run, words),
     }
     facts = {
+        "scores": [row.to_dict() for row in run.scores],
+        "selections": {arm: row.to_dict() for arm, row in run.selections.items()},
+    }
+    return Section(KEY, words("layers.title"), content, facts=facts)
+
+
+def _map_section(found: LayerMap, run: RunSource, words: Words) -> Section:
+    """The pictures of the map that chose the blocks, with the blocks of the arms below them."""
+    arms = [(arm, run.selections[arm]) for arm in (*SHOWN, *run.selections) if arm in run.selections]
+    chosen = {
+        arm: Choice(arm, map_figures.indices(row.layers, found.blocks), charts.arm_colour(arm, run.arms))
+        for arm, row in arms
+        if not row.whole_model and (arm in SHOWN or len(row.layers) < len(found.blocks))
+    }
+    drawn = {
+        name: map_figures.draw(name, found, words, choices=list(chosen.values()))
+        for name in ("heat_map", "bands", "causal")
+    }
+    marked = found.bands is not None and found.bands.found  # where none was found, the picture says why
+    said = [
+        map_words.headline(found, words),
+        map_words.meaning(found, words) if marked else "",
+        agreement_text(found, words),
+    ]
+    content = {
+        "meaning": words("format.sentences").join(text for text in said if text),
+        "limits": words("layers.limits_map", mode=found.mode),
+        "chart": None,
+        "pictures": [
+            canvas.inline(map_figures.title_of(name, found, words))
+            for name, canvas in drawn.items()
+            if canvas is not None
+        ],
+        "table": number_table(found, words),
+        "choices": _choices(run, words),
+    }
+    facts = {
+        "map": dict(found.raw),
         "scores": [row.to_dict() for row in run.scores],
         "selections": {arm: row.to_dict() for arm, row in run.selections.items()},
     }
@@ -132,22 +178,3 @@ def _moves(row: Selection, words: Words) -> str:
         if row.whole_model
         else words("layers.n_blocks", n=words.count(len(row.layers)), list=block_ranges(row.layers))
     )
-
-
-def block_ranges(layers: tuple[str, ...]) -> str:
-    """Returns block names in short form, runs written as ranges.
-
-    Example:
-        >>> block_ranges(("block.1", "block.4", "block.5", "block.6"))
-        '1, 4–6'
-    """
-    numbers = [name.removeprefix("block.") for name in layers]
-    if not all(text.isdigit() for text in numbers):
-        return ", ".join(layers)
-    runs: list[list[int]] = []
-    for value in sorted(int(text) for text in numbers):
-        if runs and value == runs[-1][1] + 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
-    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)

@@ -35,7 +35,7 @@ def section(run: RunSource, words: Words) -> Section:
         "steps": steps,
         "chart": _chart(run, words),
         "chart_note": words("overview.chart_note"),
-        "alarm": _alarm(run, words),
+        "alarm": alarm(run, words),
     }
     facts = {
         "headline": title,
@@ -64,8 +64,8 @@ def _lead_without_verdict(run: RunSource, words: Words) -> str:
     return words("overview.nothing_yet")
 
 
-def _alarm(run: RunSource, words: Words) -> str:
-    """A run that did not end well says so above everything else."""
+def alarm(run: RunSource, words: Words) -> str:
+    """Returns what a run that did not end well says above everything else."""
     state = run.status.get("state", "done")
     if state == "done":
         return ""
