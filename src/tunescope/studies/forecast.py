@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tunescope import engine, models
-from tunescope.data import Encoded
+from tunescope.data import Encoded, Example
 from tunescope.models import Loaded
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies.arms import Bench, answering, test_groups
@@ -176,6 +176,8 @@ def _tuning_forecast(
         terms = loss_terms(bench.config, bench.inputs, bench.chat, moving)
         records = list(engine.Tuner(moving, rows, recipe, arm=arm).steps())
         term_seconds = _seconds_of_terms(terms, moving)
+        # A held-out check, which may need more memory than a step.
+        _fullest_pass(bench, moving.model, bench.inputs.validation)
     per_token = records[-1].seconds / records[-1].tokens
     epoch_tokens = sum(len(e) for e in train)
     steps_per_epoch = -(-len(train) // tuning.batch_size)
@@ -256,8 +258,17 @@ def _answer_rates(bench: Bench) -> Rates:
         read = (time.perf_counter() - started) / sum(len(r) for r in rows)
         few = _decoding_step(loaded.model, prompts[:2])
         many = _decoding_step(loaded.model, prompts) if len(prompts) > 2 else few
+        _fullest_pass(bench, loaded.model, [e for g in groups for e in g.examples])
     row = max(0.0, many - few) / max(1, len(prompts) - 2)
     return Rates(read, max(0.0, few - 2 * row), row, meter.peak_memory_bytes)
+
+
+def _fullest_pass(bench: Bench, model: Any, examples: Sequence[Example]) -> None:
+    """Reads one batch as full as evaluation makes them, of the longest examples: for the memory that it takes."""
+    rows = encode_all(bench.chat, examples)
+    limit = bench.config.evaluation.batch_tokens
+    for batch in models.length_batches([len(row) for row in rows], batch_tokens=limit)[:1]:
+        models.mean_losses(model, [rows[i] for i in batch], batch_tokens=limit)
 
 
 def _decoding_step(model: Any, prompts: list[list[int]]) -> float:
