@@ -46,7 +46,10 @@ def everything(folder: Path) -> dict[str, object]:
     }
     texts = {name: (folder / name).read_bytes() for name in SAME_BYTES if name != "config.yaml"}
     events = [
-        (row["event"], {key: value for key, value in row["details"].items() if key != "sha256"})  # of a plan: it has times in it
+        (
+            row["event"],
+            {key: value for key, value in row["details"].items() if key != "sha256"},
+        )  # of a plan: it has times in it
         for row in run.read_jsonl("ledger.jsonl")
     ]
     return {"steps": steps, "events": events, "left": sorted(p.name for p in folder.iterdir()), **weights, **texts}

@@ -244,7 +244,10 @@ class SpecialistSettings(Settings):
 
     steps: int = Field(32, ge=1, le=100_000, description="Optimiser steps per task at most: the budget.")
     num_epochs: int = Field(
-        3, ge=1, le=1000, description="Passes over a task's training examples at most; fewer where the budget is used up."
+        3,
+        ge=1,
+        le=1000,
+        description="Passes over a task's training examples at most; fewer where the budget is used up.",
     )
     learning_rate: float = Field(5e-4, gt=0, le=10, description="Peak learning rate; falls to 0 as a half cosine.")
     batch_size: int = Field(8, ge=1, le=4096, description="Examples per optimiser step.")
