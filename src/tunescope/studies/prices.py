@@ -80,7 +80,7 @@ def fit_rates(points: Sequence[Point], values: Sequence[float], n_layers: int) -
 
     Example:
         >>> points = [Point("lora", ("block.3",), 0, 0), Point("lora", ("block.0", "block.1"), 0, 0), Point("lora", ("block.0",), 0, 0)]
-        >>> fit_rates(points, [12.0, 21.0, 19.0], 4)
+        >>> fit_rates(points, [12.0, 20.0, 18.0], 4)
         Rates(base=8.0, depth=2.0, moving=2.0)
     """
     from scipy.optimize import nnls
