@@ -7,7 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tunescope import config
@@ -288,6 +288,7 @@ values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionari
 names = st.sampled_from([*config.Config.model_fields, *config.TaskSettings.model_fields])
 
 
+@example({}, {"columns": {"\n": None}})
 @given(st.dictionaries(names, values), st.dictionaries(names, values))
 def test_no_values_at_all_bring_anything_but_settings_or_a_config_error(top: dict, task: dict) -> None:
     given_values = {"tasks": [{"name": "a", "metric": "chrf"} | task], **top}

@@ -50,7 +50,7 @@ def explain(error: ValidationError, source: str, lines: Mapping[Location, int | 
             if item["type"] == "literal_error":
                 problems[location] += f", or {item['ctx']['expected']}"
             continue
-        name = ".".join(str(part) for part in location) or "settings"
+        name = ".".join(_printable(part) for part in location) or "settings"
         problems[location] = f"{_place(location, source, lines)}: {_one_problem(item, name, location)}"
     return list(problems.values())
 
@@ -61,6 +61,12 @@ def _location(item: Any) -> Location:
     last = str(location[-1]) if location else ""
     added = last in ("[key]", "float") or last.startswith(("literal[", "constrained-", "function-"))
     return location[:-1] if added and item["type"] != "extra_forbidden" else location
+
+
+def _printable(part: object) -> str:
+    """A key as it was written; one with line breaks or control characters as Python writes it, so that a problem stays one line."""
+    text = str(part)
+    return text if text.isprintable() else repr(text)
 
 
 def _place(location: Location, source: str, lines: Mapping[Location, int | str]) -> str:
