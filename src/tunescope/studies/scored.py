@@ -154,6 +154,7 @@ def _map_words(words: str, bands: Bands | None) -> str:
     if bands is not None and bands.found:
         return f"that the layer map puts first: those above the shared band (from {bands.transition[0]}), then the others, each by {words}"
     why = bands.why if bands is not None else "bands were not looked for"
+    why = why.removeprefix("no transition band found: ").partition(" (best candidate")[0]  # all of it is in layers.json
     return f"with {words}; the layer map has no transition band to go by ({why})"
 
 
