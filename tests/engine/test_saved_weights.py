@@ -1,5 +1,6 @@
 """What is measured is what is saved is what is loaded again, here and by the libraries everybody else uses."""
 
+import dataclasses
 import json
 import resource
 import shutil
@@ -13,7 +14,7 @@ from tiny_runs import DTYPES, N_LAYERS, RECIPE, SELECTIONS, make_moving, make_ro
 from transformers import AutoModelForCausalLM
 
 from tunescope import models
-from tunescope.engine import Tuner, attach, prepare, save, to_inference, weight_bytes
+from tunescope.engine import Tuner, attach, check_base, prepare, save, to_inference, weight_bytes
 from tunescope.engine.weights import check_fits
 from tunescope.errors import IntegrityError, ModelError, UserError
 from tunescope.testing import byte_tokenizer, save_tiny
@@ -161,6 +162,77 @@ def test_weights_for_another_base_are_refused(bases, kind, other, tmp_path):
         assert str(tmp_path / "arm") in str(caught.value) or "is not in this model" in str(caught.value)
         assert caught.value.exit_code == 2
     assert torch.equal(logits(stranger.model), before)
+
+
+def test_weights_tuned_from_another_base_of_the_same_shapes_are_refused_by_its_hash(bases, kind, tmp_path):
+    mine, twin = (models.load(str(bases(**more)), dtype="float32") for more in ({}, {"seed": 5}))
+    assert mine.info.sha256 != twin.info.sha256
+    save(tuned(bases(), kind), byte_tokenizer(), tmp_path / "arm", card="", base="first", base_sha256=mine.info.sha256)
+    assert check_fits(mine, tmp_path / "arm") == ""
+    if (tmp_path / "arm" / "config.json").is_file():  # a whole model needs no base
+        assert check_fits(twin, tmp_path / "arm") == ""
+        with pytest.raises(ModelError, match="made for another base model, first"):
+            check_base(twin, tmp_path / "arm")
+        return
+    before = logits(twin.model)
+    for use in (check_fits, attach, check_base):
+        with pytest.raises(
+            ModelError, match=r"made for another base model, first \(sha256 .*\. Give the base"
+        ) as caught:
+            use(twin, tmp_path / "arm")
+        assert mine.info.sha256[:12] in str(caught.value) and twin.info.sha256[:12] in str(caught.value)
+    assert torch.equal(logits(twin.model), before)
+    attach(mine, tmp_path / "arm")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "x"}', '{"name": 1, "sha256": "ab"}', "\x00"])
+def test_a_damaged_record_of_the_base_is_refused(bases, text, tmp_path):
+    write(tuned(bases()), tmp_path / "arm")
+    (tmp_path / "arm" / "base.json").write_text(text)
+    with pytest.raises(IntegrityError, match=r"base\.json: damaged"):
+        attach(models.load(str(bases()), dtype="float32"), tmp_path / "arm")
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "said", "outcome"),
+    [
+        ("hub", "Org/Some-Model", "Org/Some-Model", ""),
+        ("hub", "Org/Some-Model", "mirror/some-model", ""),
+        ("package", "some-model", "Org/Some-Model", ""),
+        ("folder", "models/x", "models/x", ""),
+        ("hub", "Org/Some-Model", "Org/Some-Model-Instruct", None),
+        ("package", "some-model", "Org/Other", "cannot be compared"),  # an alias is a name of ours
+        ("folder", "models/x", "Org/Some-Model", "cannot be compared"),
+        ("hub", "Org/Some-Model", "/data/checkpoints/7", "cannot be compared"),
+        ("hub", "Org/Some-Model", "", "nothing says for which base"),
+        ("folder", "models/x", None, "nothing says for which base"),
+        ("folder", "models/x", 7, "nothing says for which base"),
+    ],
+)
+def test_a_foreign_adapter_is_known_by_the_name_of_its_base_or_a_note_says_so(
+    bases, source, name, said, outcome, tmp_path
+):
+    write(tuned(bases()), tmp_path / "arm")
+    file = tmp_path / "arm" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": said}))
+    loaded = models.load(str(bases()), dtype="float32")
+    loaded = dataclasses.replace(loaded, info=dataclasses.replace(loaded.info, source=source, name=name))
+    if outcome is None:
+        for use in (check_fits, attach):
+            with pytest.raises(ModelError, match=f"names {said}, and the base is {name}"):
+                use(loaded, tmp_path / "arm")
+        return
+    note = check_fits(loaded, tmp_path / "arm")
+    assert outcome in note and bool(note) == bool(outcome) and "\n" not in note
+    attach(loaded, tmp_path / "arm")
+
+
+def test_a_base_in_the_same_folder_by_another_path_is_the_same(bases, tmp_path):
+    write(tuned(bases()), tmp_path / "arm")
+    (tmp_path / "link").symlink_to(bases())
+    file = tmp_path / "arm" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(tmp_path / "link")}))
+    assert check_base(models.load(str(bases()), dtype="float32"), tmp_path / "arm") == ""
 
 
 def test_an_adapter_for_parts_that_the_family_lacks_is_refused(bases, tmp_path):

@@ -114,7 +114,7 @@ def test_levels_are_the_ones_that_ruptures_finds(n_blocks: int, kind: str) -> No
         signals = rng.standard_normal((n_blocks, 3))
         if kind == "levels":
             signals += 3 * np.repeat(rng.standard_normal((3, 3)), n_blocks // 3, axis=0)
-        pairs, _, (levels, _) = curves.shapes_of(n_blocks, 3)
+        pairs, _, (levels, _, _) = curves.shapes_of(n_blocks, 3)
         centred = signals - signals.mean(axis=0)
         _, places = curves.criterion(centred[None], [levels])
         search = ruptures.Dynp(model="l2", min_size=curves.SHORTEST_BAND, jump=1).fit(centred)
@@ -126,7 +126,7 @@ def test_each_basis_leaves_what_least_squares_leaves() -> None:
     signals = rng.standard_normal((n_blocks, 2)).cumsum(axis=0)
     signals -= signals.mean(axis=0)
     x, one = np.arange(n_blocks), np.ones(n_blocks)
-    pairs, simple, (levels, slopes) = curves.shapes_of(n_blocks, 4)
+    pairs, simple, (levels, slopes, plateau) = curves.shapes_of(n_blocks, 4)
 
     def left(*columns: Any) -> float:
         design = np.stack([one, *columns], axis=1)
@@ -143,6 +143,16 @@ def test_each_basis_leaves_what_least_squares_leaves() -> None:
     )
     assert of(simple[5]) == pytest.approx([left(x >= i) for i in range(2, 13)])
     assert of(simple[6]) == pytest.approx([left(x, np.maximum(x - i, 0)) for i in range(2, 13)])
+    assert of(plateau) == pytest.approx([left((x >= i) & (x < j)) for i, j in pairs])
+    widths = [0.5 * 2 ** (k / 2) for k in range(5)]  # up to 0.15 of 14 blocks
+    bells = [np.exp(-(((x - at) / width) ** 2) / 2) for width in widths for at in np.arange(27) / 2]
+    assert of(simple[7]) == pytest.approx([left(bell) for bell in bells])
+    assert of(simple[8]) == pytest.approx([left(x, bell) for bell in bells])
+
+
+def test_the_best_cuts_are_those_of_the_whole_fit() -> None:
+    signals = np.random.default_rng(0).standard_normal((6, 20, 3)).cumsum(axis=1)
+    np.testing.assert_array_equal(curves.best_cuts(signals, 3), curves.fit_two_breaks(signals, 3).cuts)
 
 
 def test_the_best_place_is_the_best_of_all_places() -> None:
@@ -277,6 +287,31 @@ def test_blocks_that_differ_alone_are_no_band(at: tuple[int, ...], signs: bool) 
     assert sum(found) <= 2
 
 
+@pytest.mark.parametrize("width", [0.7, 1.0, 1.5, 2.5])
+@pytest.mark.parametrize("on_a_line", [False, True])
+def test_a_bump_has_no_boundaries_and_is_no_band(width: float, on_a_line: bool) -> None:
+    found, x = [], np.arange(30)
+    for seed in range(15):
+        rng = np.random.default_rng(seed)
+        at, height = rng.uniform(3, 26), rng.choice([-1, 1]) * rng.uniform(0.05, 0.3)
+        course = height * np.exp(-(((x - at) / width) ** 2) / 2) + on_a_line * 0.01 * x
+        profile = 0.8 + rng.uniform(0.8, 1.2, (30, 1)) * course + noise(rng, 30, 30, 0.02, 0.003)
+        found.append(find_bands(profile, n_bootstrap=30, seed=seed).found)
+    assert sum(found) <= 2
+
+
+@pytest.mark.parametrize(("blocks", "tasks"), [(24, 60), (30, 20), (36, 40)])
+@pytest.mark.parametrize("depth", [0.1, 0.2])
+def test_steps_in_and_out_are_found_at_their_places(depth: float, blocks: int, tasks: int) -> None:
+    for seed in range(4):
+        rng = np.random.default_rng([seed, blocks])
+        start = int(rng.integers(5, blocks // 2))
+        end = start + int(rng.integers(4, blocks // 3))
+        profile = 0.9 + noise(rng, tasks, blocks, 0.02, 0.003)
+        profile[:, start:end] -= depth * rng.uniform(0.8, 1.2, (tasks, 1))
+        assert find_bands(profile, n_bootstrap=30).boundaries == (start, end)
+
+
 @pytest.mark.parametrize("at", [(0,), (29,), (0, 29)])
 def test_a_band_is_found_beside_blocks_that_differ_alone(at: tuple[int, ...]) -> None:
     found = []
@@ -395,7 +430,7 @@ def test_the_seed_decides_and_nothing_else_does() -> None:
 
 
 def test_a_wider_interval_for_more_confidence() -> None:
-    maps = published_form(0, tasks=10, task=0.03)
+    maps = published_form(0, tasks=12, task=0.03)
     narrow, wide = (find_bands(*maps, confidence=c) for c in (0.5, 0.95))
     assert narrow.found
     assert wide.found

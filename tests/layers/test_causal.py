@@ -20,7 +20,7 @@ from scipy import stats
 
 from tunescope.data import Encoded, Example
 from tunescope.errors import ModelError, UserError
-from tunescope.layers import put_back, put_back_losses, windows
+from tunescope.layers import causal_scores, put_back, put_back_losses, windows
 from tunescope.models import block_names, blocks, mean_losses, pad_right, token_losses
 from tunescope.testing import tiny_model
 
@@ -276,21 +276,57 @@ def test_a_score_is_the_mean_rise_and_its_interval_students_t_as_in_scipy() -> N
                 assert (score.low[i], score.high[i]) == pytest.approx(tuple(map(float, one)))
 
 
-def test_all_tasks_together_are_their_mean_with_welchs_degrees_of_freedom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mean of two is half the difference between one and the other turned round, which SciPy tests."""
-    rises = np.random.default_rng(0).normal(0.2, [[0.1], [0.5]], (2, 16))
-    rises[:, 6:] *= 4
-    monkeypatch.setattr("tunescope.layers.causal.put_back_losses", as_rises(rises))
-    tasks = {"a": make_rows(6), "b": make_rows(10)}
-    score = put_back(tiny_model(), None, windows(2, 1), tasks)[-1]
-    assert (score.task, score.n) == ("*", 16)
-    assert score.low is not None
-    assert score.high is not None
-    for i in range(2):
-        first, second = rises[i, :6], rises[i, 6:]
-        wanted = stats.ttest_ind(first, -second, equal_var=False).confidence_interval(0.95)
-        assert score.values[i] == pytest.approx((first.mean() + second.mean()) / 2)
-        assert (2 * score.low[i], 2 * score.high[i]) == pytest.approx(tuple(map(float, wanted)))
+def test_over_all_tasks_stands_the_median_which_one_task_with_a_huge_rise_does_not_move() -> None:
+    rng = np.random.default_rng(0)
+    rises = {
+        name: rng.normal(level, 0.01, (3, 6)) for name, level in zip("abcde", (0.1, 0.2, 0.3, 0.4, 0.5), strict=True)
+    }
+    score = causal_scores(rises)[-1]
+    assert (score.task, score.n) == ("*", 30)
+    assert score.values == pytest.approx(tuple(rises["c"].mean(axis=1)))
+    rises["e"] = rises["e"] + 100
+    assert causal_scores(rises)[-1].values == score.values
+
+
+def test_the_interval_over_all_tasks_is_the_one_of_a_naive_bootstrap_over_tasks_and_rows() -> None:
+    rng = np.random.default_rng(1)
+    rises = {str(i): rng.normal(0.3 * rng.standard_normal(), 0.5, (2, int(rng.integers(4, 9)))) for i in range(7)}
+    score = causal_scores(rises, confidence=0.9, n_bootstrap=4000, seed=3)[-1]
+    tables, naive = list(rises.values()), []
+    for _ in range(4000):
+        drawn = [tables[i] for i in rng.integers(7, size=7)]
+        naive.append(
+            np.median(
+                [table[:, rng.integers(table.shape[1], size=table.shape[1])].mean(axis=1) for table in drawn], axis=0
+            )
+        )
+    low, high = np.quantile(naive, [0.05, 0.95], axis=0)
+    assert score.low == pytest.approx(low.tolist(), abs=0.05)
+    assert score.high == pytest.approx(high.tolist(), abs=0.05)
+    assert causal_scores(rises, seed=3) == causal_scores(rises, seed=3) != causal_scores(rises, seed=4)
+
+
+def test_one_task_is_all_tasks() -> None:
+    table = np.random.default_rng(0).normal(1, 1, (3, 40))
+    own, every = causal_scores({"a": table})
+    assert own.values == every.values
+    assert every.low == pytest.approx(own.low, abs=0.15) and every.high == pytest.approx(own.high, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("rises", "more", "said"),
+    [
+        ({}, {}, "need a table"),
+        ({"a": np.zeros((2, 0))}, {}, "need a table"),
+        ({"a": np.zeros(2)}, {}, "need a table"),
+        ({"a": np.zeros((2, 3)), "b": np.zeros((3, 3))}, {}, r"different numbers of blocks: \[2, 3\]"),
+        ({"a": np.zeros((2, 3))}, {"n_bootstrap": 0}, "n_bootstrap 0"),
+        ({"a": np.zeros((2, 3))}, {"confidence": 1.0}, "confidence 1.0"),
+    ],
+)
+def test_rises_that_make_no_scores_are_refused(rises: dict[str, Any], more: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        causal_scores(rises, **more)
 
 
 def test_a_rise_is_divided_among_the_blocks_and_averaged_over_the_windows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import RidgeClassifier
+from sklearn.linear_model import RidgeClassifier, RidgeClassifierCV
 from sklearn.model_selection import PredefinedSplit, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -159,3 +159,30 @@ def test_what_cannot_be_judged_is_refused(states: Any, labels: Any, n_folds: int
 def test_the_chance_level_of_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="no labels"):
         chance_level([])
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "steep", "in small directions", "nothing there"])
+@pytest.mark.parametrize(("n", "d", "k"), [(60, 300, 3), (40, 500, 2)])
+def test_with_more_columns_than_rows_the_chosen_penalty_is_as_good_as_the_one_scikit_learn_chooses(
+    n: int, d: int, k: int, kind: str
+) -> None:
+    """Neither too large nor too small: leave-one-out over a grid that is wider at both ends, on the same folds."""
+    ours, theirs = [], []
+    for seed in range(6):
+        random = np.random.default_rng([seed, d])
+        codes = np.arange(n) % k
+        spread = np.ones(d) if kind in ("isotropic", "nothing there") else np.arange(1, d + 1) ** -1.0
+        states = random.standard_normal((n, d)) * spread
+        if kind == "isotropic":
+            states += 3 * random.standard_normal((k, d))[codes] / d**0.5
+        elif kind == "steep":
+            states[:, :k] += 1.2 * (np.eye(k) * spread[:k])[codes]
+        elif kind == "in small directions":
+            states[:, 20 : 20 + k] += 4 * (np.eye(k) * spread[20 : 20 + k])[codes]
+        states = states @ np.linalg.qr(random.standard_normal((d, d)))[0]
+        labels = codes.astype(str)
+        folds = PredefinedSplit(module._folds(module._codes(labels, n)[1], 5, seed))
+        reference = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=d * 10.0 ** np.arange(-6, 4, 0.5)))
+        theirs.append(cross_val_score(reference, states, labels, cv=folds).mean())
+        ours.append(separability(states, labels, seed=seed))
+    assert abs(np.mean(ours) - np.mean(theirs)) < 0.05

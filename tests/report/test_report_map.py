@@ -383,6 +383,8 @@ def test_every_reason_against_a_band_has_words_in_both_languages() -> None:
         find_bands(line + noise(8, 16), n_bootstrap=20),
         find_bands(np.full((8, 16), 0.5) + noise(8, 16), n_bootstrap=20),
         find_bands(0.8 + noise(8, 16), 0.4 + 0.4 * line + noise(8, 16), n_bootstrap=20),
+        find_bands(0.5 + 0.3 * np.exp(-((np.arange(16) - 7.3) ** 2)) + noise(8, 16), n_bootstrap=20),
+        find_bands(line + 0.3 * np.exp(-((np.arange(16) - 7.3) ** 2)) + noise(8, 16), n_bootstrap=20),
         find_bands(line[None, :4] + noise(8, 4), n_bootstrap=20),
         find_bands(line[None] + noise(1, 16), n_bootstrap=20),
         find_bands(np.full((4, 16), 0.5) + np.arange(4)[:, None] * 1e-2, n_bootstrap=20),
@@ -422,6 +424,28 @@ def test_dark_is_high_and_lightness_falls_evenly() -> None:
     steps = np.diff([lightness(value) for value in np.linspace(0, 1, 11)])
     assert steps.max() < 0
     assert steps.min() / steps.max() < 2.5
+
+
+@pytest.mark.parametrize(("states", "lowest"), [("last", "block 6"), ("mean", "block 0")])
+def test_block_0_is_compared_with_the_others_only_where_its_number_is_of_their_kind(
+    tmp_path: Path, states: str, lowest: str
+) -> None:
+    run = make_map_run(tmp_path / "run", mode="base", found=False)
+    values = json.loads((run / "layers.json").read_text(encoding="utf-8"))
+    values["map"]["states"] = states
+    row = next(row for row in values["scores"] if (row["name"], row["task"]) == ("cka_in_out", "*"))
+    row["values"] = [0.3, *(0.9 - 0.01 * (i == 6) for i in range(1, len(row["values"])))]
+    (run / "layers.json").write_text(json.dumps(values), encoding="utf-8")
+    page = report.build(run).read_text(encoding="utf-8")
+    assert f"The median over tasks is lowest at {lowest} " in page
+    assert ("its number is of another kind" in page) == (states == "last")
+
+
+def test_the_end_of_the_scale_that_stands_for_lower_values_is_named_at_that_end(tmp_path: Path) -> None:
+    picture = _write(tmp_path, make_layers("base", found=False))["heat_map.svg"]
+    texts = {"".join(node.itertext()): float(node.get("x", "nan")) for node in picture.iter() if node.tag.endswith("text")}
+    (mark,) = (x for text, x in texts.items() if text.startswith("≤ "))
+    assert mark < min(x for text, x in texts.items() if text.startswith("0.9"))
 
 
 def test_one_odd_block_does_not_bleach_the_others() -> None:

@@ -164,6 +164,32 @@ def test_the_followed_arm_is_the_recommended_one(source: RunSource) -> None:
     assert focus_arm(dataclasses.replace(source, verdict=None)) == "selected"
 
 
+@pytest.mark.parametrize(
+    ("lang", "selected", "random"),
+    [
+        ("en", "“selected” is better by +6.0 points", "“random” is worse: −4.0 points"),
+        ("ja", "「selected」は+6.0ポイント上回る", "「random」は下回る：−4.0ポイント"),
+    ],
+)
+def test_chosen_and_drawn_blocks_are_compared_with_the_top_third_where_it_ran(
+    source: RunSource, lang: str, selected: str, random: str
+) -> None:
+    assert source.verdict is not None
+    thirds = {
+        "selected": {"difference": 0.06, "low": 0.02, "high": 0.10},
+        "random": {"difference": -0.04, "low": -0.07, "high": -0.01},
+    }
+    words = Words(lang)
+    run = dataclasses.replace(source, verdict=dataclasses.replace(source.verdict, against_top_third=thirds))
+    said = arms.meaning(run, words)
+    assert selected in said and random in said and "top-third" in said
+    thirds["random"] = {"difference": -0.01, "low": -0.05, "high": 0.03}
+    assert words("arms.top_third_noise", arm=words.arm("random"), value=words.points(-0.01), interval="").split("(")[0][
+        :9
+    ] in arms.meaning(run, words)
+    assert "top-third" not in arms.meaning(source, words)
+
+
 def test_the_layer_map_says_what_its_score_cannot_tell(source: RunSource) -> None:
     section = layers.section(source, Words("en"))
     assert section.content is not None

@@ -43,6 +43,9 @@ REASONS = {
     "ood_unclear": {"arm": "selected", "value": 0.01, "low": -0.05, "high": 0.07},
     "random_as_good": {"arm": "selected", "value": 0.01, "low": -0.02, "high": 0.05},
     "selected_better_than_random": {"value": 0.05, "low": 0.02, "high": 0.08},
+    "top_third_better": {"arm": "random", "against": "top-third", "value": 0.05, "low": 0.02, "high": 0.08},
+    "top_third_as_good": {"arm": "random", "against": "top-third", "value": 0.05, "low": 0.02, "high": 0.08},
+    "top_third_worse": {"arm": "random", "against": "top-third", "value": 0.05, "low": 0.02, "high": 0.08},
     "no_tuned_arm": {},
     "no_untuned_arm": {},
 }
@@ -165,6 +168,8 @@ def test_an_unknown_code_and_a_lacking_number_are_shown_readably(lang: str) -> N
         ("duration", 59.97, "1 min 00 s"),
         ("duration", 3 * 3600 + 119, "3 h 01 min"),
         ("size", 3_256_320, "3.1 MiB"),
+        ("size", 1_069_547_520, "1.0 GiB"),
+        ("size", 999 * 1024**2, "999 MiB"),
         ("size", 12, "12 B"),
         ("compact", 134_515_008, "135 M"),
         ("count", 12345, "12,345"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tunescope.errors import ModelError, UserError
 from tunescope.runs.records import Bands, LayerScores
-from tunescope.select import above_shared_first, budget_layers, choose_random, choose_top, match_layers
+from tunescope.select import above_shared_first, budget_layers, choose_random, choose_top, match_layers, put_last
 
 LAYERS = tuple(f"block.{i}" for i in range(30))
 
@@ -200,3 +200,22 @@ def test_a_map_with_numbers_that_are_none_or_bands_of_other_blocks_is_refused() 
         above_shared_first(mapped(0, 0, float("nan"), 0, 0, 0), None)
     with pytest.raises(UserError, match="the bands are over 2 blocks and the scores change over 6"):
         above_shared_first(mapped(0, 0, 0, 0, 0, 0), Bands(True, "", MAPPED[:2], boundaries=(0, 1)))
+
+
+@pytest.mark.parametrize("last", [["block.0"], ["block.2", "block.4"], ["block.0", "block.5"]])
+def test_put_last_keeps_the_order_of_both_parts(last: list[str]) -> None:
+    scores = mapped(0.9, 0.1, 0.95, 0.3, 0.7, 0.95)
+    values = dict(zip(MAPPED, scores.values, strict=True))
+    wanted = sorted(MAPPED, key=lambda name: (name in last, -values[name], -int(name.removeprefix("block."))))
+    for count in range(1, 7):
+        assert set(choose_top(put_last(scores, last), count)) == set(wanted[:count])
+
+
+def test_put_last_of_none_or_of_all_changes_nothing() -> None:
+    scores = mapped(0.9, 0.1, 0.95, 0.3, 0.7, 0.95)
+    assert put_last(scores, []) is scores
+    assert put_last(scores, MAPPED) is scores
+    with pytest.raises(ModelError, match="matches nothing"):
+        put_last(scores, ["block.9"])
+    with pytest.raises(UserError, match="not finite"):
+        put_last(mapped(0, 0, float("nan"), 0, 0, 0), ["block.0"])

@@ -48,6 +48,17 @@ def test_scores_give_as_many_blocks_as_the_share_allows() -> None:
     assert list(found) == ["top_gain", "top_change", "top_causal", "top_third"]
 
 
+def test_a_block_whose_change_is_of_another_kind_is_proposed_after_all_others() -> None:
+    falling = scores("change", *(float(N - i) for i in range(N)))
+    assert by_name(change=falling)["top_change"] == block_names(N)[:3]
+    assert by_name(change=falling, last=["block.0"])["top_change"] == block_names(N)[1:4]
+    (proposal, _) = propose(LORA, share=0.25, change=falling, last=["block.0"])
+    assert "block.0 behind all others" in proposal.why
+    assert by_name(gain=falling, last=["block.0"])["top_gain"] == block_names(N)[:3]  # of gains all are of one kind
+    whole = propose(LORA, share=1, change=falling, last=["block.0"])[0]
+    assert whole.layers == block_names(N)
+
+
 def test_bands_that_were_not_found_propose_nothing() -> None:
     missing = Bands(False, "too few tasks", block_names(N))
     assert set(by_name(bands=missing)) == set(by_name()) == {"top_third"}

@@ -9,9 +9,12 @@ from typing import Any
 from workers import _context, die
 
 
-def outcome(config: Path, overrides: list[str], moment: int | None = None) -> int:
-    """Makes or continues the map, and returns the exit code; `moment` counts what it writes and reports."""
-    process = _context.Process(target=_work, args=(config, overrides, moment))
+def outcome(config: Path, overrides: list[str], moment: int | None = None, *, after: tuple[str, int] = ("", 0)) -> int:
+    """Makes or continues the map, and returns the exit code.
+
+    `moment` counts what it writes and reports; `after` is the start of a file's name, and the how-manieth such file is its last.
+    """
+    process = _context.Process(target=_work, args=(config, overrides, moment, after))
     process.start()
     process.join(120)
     code: int = process.exitcode
@@ -19,7 +22,7 @@ def outcome(config: Path, overrides: list[str], moment: int | None = None) -> in
     return code
 
 
-def _work(config: Path, overrides: list[str], moment: int | None) -> None:
+def _work(config: Path, overrides: list[str], moment: int | None, after: tuple[str, int]) -> None:
     import gc
 
     gc.freeze()
@@ -27,7 +30,7 @@ def _work(config: Path, overrides: list[str], moment: int | None) -> None:
     from tunescope.studies import map as study
     from tunescope.studies.progress import Silent
 
-    seen = 0
+    seen = written = 0
 
     def count() -> None:
         nonlocal seen
@@ -43,6 +46,11 @@ def _work(config: Path, overrides: list[str], moment: int | None) -> None:
         def instead(*arguments: Any, **more: Any) -> Any:
             count()
             result = call(*arguments, **more)
+            if after[1] and len(arguments) > 1 and Path(arguments[1]).name.startswith(after[0]):
+                nonlocal written
+                written += 1
+                if written == after[1]:
+                    die()
             count()
             return result
 

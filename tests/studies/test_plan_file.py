@@ -118,7 +118,6 @@ def test_layers_modules_and_reasons_may_be_changed_and_arms_deleted(tmp_path: Pa
         ("    modules: [q", "    module: [q", "unknown key 'arms.selected.module' (did you mean modules?)"),
         ("  random:\n", "  randm:\n", "unknown key 'arms.randm' (did you mean random?)"),
         ("      basis: measured", "      bases: measured", "unknown key 'arms.selected.forecast.bases'"),
-        ('  - name: "half"', '  - nam: "half"', "unknown key 'alternatives.0.nam' (did you mean name?)"),
         ("      block.20: 1.5", "      block.200: 1.5", "unknown key 'arms.selected.scores.block.200'"),
         ("state: proposed", "1: proposed", "'1' is not a key of a plan"),
         # Types
@@ -172,6 +171,58 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
     assert refused(text, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said", "left"),
+    [
+        (
+            "layers: [block.15-29]",
+            "layers: [block.99]",
+            "alternatives.0.layers: layer pattern 'block.99'",
+            ["everything"],
+        ),
+        ("layers: [block.15-29]", "layers: [block.1, blok.2, true]", "alternatives.0.layers: got True", ["everything"]),
+        ('- name: "half"', '- nam: "half"', "unknown key 'alternatives.0.nam' (did you mean name?)", ["everything"]),
+        ('- name: "everything"', "- name: 3", "alternatives.1.name: got 3, needs text", ["half"]),
+        ("alternatives:\n", "alternatives: all\nx: &a\n", "", None),
+    ],
+)
+def test_a_mistake_in_the_alternatives_is_one_note_and_stops_nothing(
+    old: str, new: str, said: str, left: list[str] | None, tmp_path: Path
+) -> None:
+    if left is None:  # what is no plan at all is refused, wherever it stands
+        assert refused(edited(old, new), tmp_path)
+        return
+    path = tmp_path / "plan.yaml"
+    path.write_text(edited(old, new), encoding="utf-8")
+    notes: list[str] = []
+    plan = read_plan(path, PROPOSAL, n_layers=30, seed=3, note=notes.append)
+    (note,) = notes
+    assert said in note and "left out: nothing is tuned from the alternatives" in note and "\n" not in note
+    number = int(note.removeprefix(f"{path}:").partition(":")[0])
+    changed = [
+        n for n, (a, b) in enumerate(zip(edited(old, new).splitlines(), TEXT.splitlines(), strict=True), 1) if a != b
+    ]
+    assert abs(number - changed[0]) <= 1
+    assert plan.arms == PROPOSAL.arms
+    assert [other.name for other in plan.alternatives] == left
+    assert plan.sha256 != PROPOSAL.sha256  # so that a change after the approval is noticed
+
+
+def test_alternatives_that_are_no_list_are_a_note(tmp_path: Path) -> None:
+    start, end = TEXT.index("alternatives:"), TEXT.index("# What the plan was made with")
+    path = tmp_path / "plan.yaml"
+    path.write_text(f"{TEXT[:start]}alternatives: none\n{TEXT[end:]}", encoding="utf-8")
+    notes: list[str] = []
+    assert read_plan(path, PROPOSAL, n_layers=30, seed=3, note=notes.append).alternatives == ()
+    assert len(notes) == 1 and "alternatives: got 'none', needs a list" in notes[0]
+
+
+def test_a_mistake_in_an_arm_is_told_without_the_notes(tmp_path: Path) -> None:
+    text = edited(LAYERS, "layers: [block.99] ").replace("layers: [block.15-29]", "layers: [block.98]")
+    (problem,) = refused(text, tmp_path)
+    assert "arms.selected.layers" in problem and "block.98" not in problem
 
 
 def test_a_missing_file_a_folder_and_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:

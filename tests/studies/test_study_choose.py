@@ -114,11 +114,17 @@ def test_a_score_of_weights_over_blocks_is_the_mean_over_their_weights(study: Pa
 @pytest.mark.parametrize(
     ("bands", "budget", "layers", "said"),
     [
-        (NOT_FOUND, 0.5, ("block.0", "block.2"), "no transition band to go by (two breaks explain"),
-        (None, 0.25, ("block.0",), "bands were not looked for"),
+        (NOT_FOUND, 0.5, ("block.2", "block.3"), "no transition band to go by (two breaks explain"),
+        (
+            None,
+            0.25,
+            ("block.2",),
+            "block.0 behind all others; the layer map has no transition band to go by (bands were not",
+        ),
+        (NOT_FOUND, 1, ("block.0", "block.1", "block.2", "block.3"), "two breaks explain"),
         (FOUND, 0.25, ("block.2",), "above the shared band (from block.2)"),
         (FOUND, 0.5, ("block.2", "block.3"), "above the shared band (from block.2)"),
-        (FOUND, 0.75, ("block.0", "block.2", "block.3"), "above the shared band (from block.2)"),
+        (FOUND, 0.75, ("block.1", "block.2", "block.3"), "above the shared band (from block.2)"),
     ],
 )
 def test_the_map_chooses_above_the_shared_band_and_then_by_the_change_of_the_state(
@@ -133,6 +139,14 @@ def test_the_map_chooses_above_the_shared_band_and_then_by_the_change_of_the_sta
     assert choice.scores[0].name == "layer_map"
     assert choice.scores[0].values == pytest.approx((0.9, 0.1, 0.3, 0.2))
     assert [row.name for row in choice.scores[1:]] == ["cka_in_out", "cka_in_out"]
+
+
+def test_with_mean_states_all_blocks_are_compared_alike_and_block_0_takes_part(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeMap(monkeypatch, NOT_FOUND, IN_OUT)
+    more = ["selection.score=layer_map", "selection.budget=0.25", "map.states=mean"]
+    assert chosen(study, tmp_path, *more)[1].selections["selected"].layers == ("block.0",)
 
 
 def test_intervals_of_a_similarity_change_ends_when_it_becomes_a_change(
@@ -187,7 +201,9 @@ def test_a_real_map_of_the_base_model_chooses_and_its_facts_are_kept(study: Path
     if bands is not None:
         bands = dataclasses.replace(bands, layers=tuple(bands.layers))
     shown = dataclasses.replace(rows[0], layers=tuple(rows[0].layers))
-    assert selections["selected"].layers == select.choose_top(select.above_shared_first(shown, bands), 2)
+    order = select.above_shared_first(select.put_last(shown, ["block.0"]), bands)
+    assert selections["selected"].layers == select.choose_top(order, 2)
+    assert "block.0" not in selections["selected"].layers
 
 
 def test_a_budget_in_weights_takes_as_many_whole_blocks_as_fit(study: Path, tmp_path: Path) -> None:

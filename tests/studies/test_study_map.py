@@ -64,7 +64,7 @@ def save_adapter(model: Path, folder: Path, *, scale: float) -> Path:
             if "lora_B" in name:
                 parameter.copy_(scale * torch.randn_like(parameter))
     engine.to_inference(moving)
-    engine.save(moving, loaded.tokenizer, folder, card="", base=str(model))
+    engine.save(moving, loaded.tokenizer, folder, card="", base=str(model), base_sha256=loaded.info.sha256)
     return folder
 
 
@@ -119,6 +119,8 @@ def test_mode_base_compares_each_block_with_its_input_as_a_naive_loop_does(confi
     assert separability == {"routing", "mood", "*"}  # summary has no labels
     assert rows["separability", "*"]["null"] == pytest.approx([1 / 3] * 4)
     assert {name for name, _ in rows} == {"cka_in_out", "spread:cka_in_out", "separability"}
+    change = next(p for p in run.read_json("layers.json")["map"]["proposals"] if p["name"] == "top_change")
+    assert "block.0" not in change["layers"] and "block.0 behind all others" in change["why"]
 
 
 def test_the_file_has_the_keys_that_the_report_reads(config: Callable[..., Config]) -> None:
@@ -334,6 +336,48 @@ def test_a_specialist_of_something_else_under_the_right_name_is_refused(
         study.run(config("map.mode=mossa", f"output_dir={tmp_path / 'again'}"))
 
 
+def test_a_run_that_ended_with_a_damaged_or_full_cache_goes_on_with_another_one(
+    config: Callable[..., Config], tuned: list[str], tmp_path: Path
+) -> None:
+    first = study.run(config("map.mode=mossa", f"output_dir={tmp_path / 'first'}"))
+    damage(sorted((tmp_path / "cache").glob("*.safetensors"))[0])
+    with pytest.raises(IntegrityError, match="rebuild_cache"):
+        study.run(config("map.mode=mossa"))
+    settings = (tmp_path / "run" / "config.yaml").read_text()
+    again = study.run(config("map.mode=mossa", "map.rebuild_cache=true"), resume=True)
+    assert without_times(again) == without_times(first)
+    assert len(tuned) == 4 and (tmp_path / "run" / "config.yaml").read_text() == settings
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="can be written; then run the same command with"):
+        study.run(config("map.mode=mossa", f"map.cache={tmp_path / 'file' / 'below'}"))
+    assert without_times(study.run(config("map.mode=mossa"), resume=True)) == without_times(first)
+    with pytest.raises(RunError, match="settings differ from the run's own"):
+        study.run(config("map.mode=mossa", "map.specialist.steps=2"), resume=True)
+
+
+def test_a_window_larger_than_the_model_is_refused_before_anything_is_written(
+    config: Callable[..., Config], adapter: Path
+) -> None:
+    settings = config("map.mode=pair", f"map.tuned={adapter}", "map.causal_window=5")
+    with pytest.raises(ConfigError, match=r"map.causal_window: got 5, the model has 4 blocks; allowed are 1 to 4"):
+        study.run(settings)
+    assert not settings.output_dir.exists()
+
+
+def test_a_model_with_nan_in_its_weights_is_the_users_matter(
+    config: Callable[..., Config], model: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, tmp_path / "nan")
+    weights = load_file(tmp_path / "nan" / "model.safetensors")
+    next(tensor for name, tensor in weights.items() if "layers.2.mlp.up" in name)[0, 0] = float("nan")
+    save_file(weights, tmp_path / "nan" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"nan: the model gives probabilities that are not finite on task 'routing'"):
+        study.run(config(f"model={tmp_path / 'nan'}"))
+
+
 def test_a_cache_that_cannot_be_written_is_one_clear_line(config: Callable[..., Config], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cache of specialists cannot be written .*map\.cache") as raised:
@@ -381,6 +425,39 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same(paths: Path, adap
     assert sorted(events) == ["compares with", "data accepted", "map made"]
     assert not (run.path / "arms").exists()
     assert not list((tmp_path / "two").glob("*.part"))
+
+
+@pytest.mark.parametrize("mode", ["pair", "mossa"])
+def test_a_causal_check_killed_between_two_tasks_goes_on_with_the_next(
+    mode: str, paths: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = [f"map.mode={mode}", f"map.cache={tmp_path / 'cache'}"] + [f"map.tuned={adapter}"] * (mode == "pair")
+    whole = study.run(load(paths / "study.yaml", [*how, f"output_dir={tmp_path / 'whole'}"]))
+    overrides = [*how, f"output_dir={tmp_path / 'run'}"]
+    assert outcome(paths / "study.yaml", overrides, after=("causal-", 2)) == SIGKILLED
+    kept = sorted((tmp_path / "run" / study.SCRATCH).glob("causal-*.safetensors"))
+    assert len(kept) == 2
+    original, checked = layers.put_back_rises, []
+
+    def counted(tuned: Any, base: Any, windows: Any, rows: Any, **more: Any) -> Any:
+        checked.append(rows[0].example.task)
+        return original(tuned, base, windows, rows, **more)
+
+    monkeypatch.setattr(layers, "put_back_rises", counted)
+    run = study.run(load(paths / "study.yaml", overrides), resume=True)
+    assert checked == [TASKS[-1]]
+    assert without_times(run) == without_times(whole)
+
+
+def test_a_damaged_task_of_an_interrupted_causal_check_is_refused(
+    config: Callable[..., Config], paths: Path, adapter: Path, tmp_path: Path
+) -> None:
+    how = ["map.mode=pair", f"map.tuned={adapter}", f"output_dir={tmp_path / 'run'}", f"map.cache={tmp_path / 'cache'}"]
+    assert outcome(paths / "study.yaml", how, after=("causal-", 1)) == SIGKILLED
+    (kept,) = (tmp_path / "run" / study.SCRATCH).glob("causal-*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-3] + b"abc")
+    with pytest.raises(IntegrityError, match="causal-"):
+        study.run(config(*how), resume=True)
 
 
 def test_stopped_by_the_user_it_goes_on_where_it_was(
@@ -524,6 +601,27 @@ def test_an_adapter_for_another_base_is_refused(config: Callable[..., Config], t
     wide = save_tiny(tmp_path / "wide", n_layers=4, d_model=32)
     other = save_adapter(wide, tmp_path / "adapter", scale=0.1)
     refused(config("map.mode=pair", f"map.tuned={other}"), ModelError, "adapter is for another base model")
+
+
+def test_an_adapter_for_another_base_of_the_same_shapes_is_refused_where_it_is_known_and_noted_where_not(
+    config: Callable[..., Config], model: Path, tmp_path: Path
+) -> None:
+    twin = save_tiny(tmp_path / "twin", n_layers=4, d_model=16, seed=9)
+    theirs = save_adapter(twin, tmp_path / "theirs", scale=0.3)
+    for settings in (config("map.mode=pair", f"map.tuned={theirs}"), config("map.mode=mossa", f"map.tuned={theirs}")):
+        with pytest.raises(ModelError, match="made for another base model"):
+            study.run(settings)
+        with pytest.raises(ModelError, match="made for another base model"):
+            study.preview(settings)
+    (theirs / "base.json").unlink()
+    notes: list[str] = []
+
+    class Noting(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    study.run(config("map.mode=pair", f"map.tuned={theirs}"), progress=Noting())
+    assert [note for note in notes if "cannot be compared" in note]
 
 
 def test_a_folder_that_is_not_there_or_holds_no_weights_is_refused(

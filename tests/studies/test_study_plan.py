@@ -229,6 +229,21 @@ def test_an_approved_plan_is_tuned_as_a_person_edited_it(waiting: Config) -> Non
 
 
 @pytest.mark.usefixtures("without_a_model")
+def test_a_mistake_in_the_alternatives_is_a_note_and_the_proposed_ones_come_back(waiting: Config) -> None:
+    before = plan.look(RunFolder.open(waiting.output_dir))
+    edit(waiting, ("  - name: ", "  - nmae: "))
+    notes: list[str] = []
+    assert plan.look(RunFolder.open(waiting.output_dir), notes.append).alternatives == before.alternatives
+    done = approve.run(waiting.output_dir, "Ana")
+    assert done.notes == tuple(notes) and len(notes) == 1
+    assert "unknown key 'alternatives.0.nmae'" in notes[0] and "nothing is tuned from the alternatives" in notes[0]
+    assert done.plan.sha256 == before.sha256
+    edit(waiting, ("  - name: ", "  - nmae: "))
+    with pytest.raises(IntegrityError, match="was changed after Ana approved it"):
+        plan.run(waiting, resume=True)
+
+
+@pytest.mark.usefixtures("without_a_model")
 def test_approving_twice_says_so(waiting: Config) -> None:
     first = approve.run(waiting.output_dir, "Ana")
     text = (waiting.output_dir / "plan.yaml").read_bytes()

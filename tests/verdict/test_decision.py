@@ -39,6 +39,9 @@ REASONS = {
     "ood_unclear": {"arm", "value", "low", "high"},
     "random_as_good": {"arm", "value", "low", "high"},
     "selected_better_than_random": {"value", "low", "high"},
+    "top_third_better": {"arm", "against", "value", "low", "high"},
+    "top_third_as_good": {"arm", "against", "value", "low", "high"},
+    "top_third_worse": {"arm", "against", "value", "low", "high"},
     "no_tuned_arm": set(),
     "no_untuned_arm": set(),
 }
@@ -252,6 +255,35 @@ def test_random_wins_no_tie_even_where_it_is_cheaper_and_scores_higher():
     assert verdict.arm == "selected"
     assert reason(verdict, "random_as_good")["arm"] == "selected"
     assert verdict.selected_beats_random["difference"] == pytest.approx(-0.01)
+
+
+@pytest.mark.parametrize(
+    ("third", "of_selected", "of_random"),
+    [(0.80, "better", "better"), (0.95, "worse", "worse"), (0.87, "better", "as_good"), (0.90, "as_good", "worse")],
+)
+def test_where_the_top_third_ran_chosen_and_drawn_blocks_are_compared_with_it(third, of_selected, of_random):
+    right = {"selected": answers(0.90), "random": answers(0.86), "top-third": elsewhere(third, shift=3)}
+    right["top-third"] = answers(third)
+    verdict = judge(TWO | right)
+    found = {row["arm"]: row for row in verdict.reasons if row["code"].startswith("top_third_")}
+    assert {arm: row["code"].removeprefix("top_third_") for arm, row in found.items()} == {
+        "selected": of_selected,
+        "random": of_random,
+    }
+    for arm, row in found.items():
+        assert row["against"] == "top-third"
+        assert verdict.against_top_third[arm] == {"difference": row["value"], "low": row["low"], "high": row["high"]}
+        assert row["value"] == pytest.approx({"selected": 0.90, "random": 0.86}[arm] - third)
+        assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_the_comparison_with_the_top_third_needs_no_random_and_stands_where_evidence_is_thin():
+    alone = judge({"nothing": 0.5, "selected": 0.9, "top-third": 0.8})
+    assert list(alone.against_top_third) == ["selected"]
+    thin = judge({"nothing": 0.5, "selected": elsewhere(0.55, shift=60), "top-third": 0.5})
+    assert thin.decision == "not_enough_evidence"
+    assert "top_third_as_good" in codes(thin.reasons)
+    assert judge(TWO | {"selected": 0.9, "random": 0.8}).against_top_third == {}
 
 
 def test_ties_in_time_go_to_the_arm_with_fewer_parameters():

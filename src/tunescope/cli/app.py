@@ -163,6 +163,8 @@ def approve(
 
     done = study.run(run, by)
     digest = done.plan.sha256
+    for line in done.notes:
+        print(f"note: {line}", file=sys.stderr)
     if as_json:
         facts = {"by": done.by, "at": done.at, "sha256": digest, "already": done.already, "next": [done.resume]}
         print_json({"run": str(run), "plan": done.plan.to_dict(), **facts})

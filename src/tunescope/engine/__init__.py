@@ -1,5 +1,6 @@
 """The tuning engine: what moves, the loop, checkpoints, saved weights, and what it all costs."""
 
+from tunescope.engine.base import check_base
 from tunescope.engine.checkpoint import read_tensors, write_tensors
 from tunescope.engine.fit import CANDIDATES, Checks, Fit, Outcome, Race, race, race_steps, validation_loss
 from tunescope.engine.meter import Meter
@@ -34,6 +35,7 @@ __all__ = [
     "asserts_backward_stops",
     "attach",
     "base_entries",
+    "check_base",
     "check_fits",
     "check_selection",
     "decay_entries_",

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tunescope.engine.base import check_base, write_base
 from tunescope.engine.checkpoint import read_tensors, write_tensors
 from tunescope.engine.moving import Moving, check_selection
 from tunescope.engine.sparse import without_index_checks, write_adapter
@@ -18,7 +19,7 @@ from tunescope.runs.records import Selection
 _CHANGED = "changed.safetensors"
 
 
-def save(moving: Moving, tokenizer: Any, folder: Path, *, card: str, base: str) -> int:
+def save(moving: Moving, tokenizer: Any, folder: Path, *, card: str, base: str, base_sha256: str | None = None) -> int:
     """Writes what was tuned: a PEFT adapter, the whole model (all weights), or the changed tensors.
 
     Args:
@@ -27,6 +28,7 @@ def save(moving: Moving, tokenizer: Any, folder: Path, *, card: str, base: str) 
         folder: made whole or not at all; replaced if there.
         card: text of ``README.md``.
         base: name of the base model, written into the adapter.
+        base_sha256: hash of the base's weights (`ModelInfo.sha256`), by which `attach` knows the base again; None where it is not known.
 
     Returns:
         Size of the weights in bytes.
@@ -54,6 +56,8 @@ def save(moving: Moving, tokenizer: Any, folder: Path, *, card: str, base: str) 
         else:
             write_tensors(scratch / _CHANGED, dict(moving.parameters), {"base": base})
         (scratch / "selection.json").write_text(json.dumps(moving.selection.to_dict(), indent=1))
+        if base_sha256 is not None:
+            write_base(scratch, name=base, sha256=base_sha256)
         (scratch / "README.md").write_text(card, encoding="utf-8")
         mode = (scratch / "README.md").stat().st_mode & 0o777
         for path in scratch.iterdir():
@@ -102,8 +106,8 @@ def attach(loaded: Loaded, folder: Path) -> Any:
         The tuned model in evaluation mode.
 
     Raises:
-        ModelError: the folder holds no weights, or weights for another model.
-        IntegrityError: the weights are damaged.
+        ModelError: the folder holds no weights, or weights for another model; see `check_base` for what tells.
+        IntegrityError: the weights, or the record of their base, are damaged.
     """
     if (folder / "adapter_config.json").is_file():
         return _attach_adapter(loaded, folder)
@@ -112,25 +116,31 @@ def attach(loaded: Loaded, folder: Path) -> Any:
     raise ModelError(_no_weights(folder))
 
 
-def check_fits(loaded: Loaded, folder: Path) -> None:
+def check_fits(loaded: Loaded, folder: Path) -> str:
     """Looks at saved weights without changing the model: to be called before anything slow.
 
     Args:
         loaded: the base model.
         folder: what `save` wrote, or any PEFT adapter.
 
+    Returns:
+        What could not be found out about the base that the weights are for, in one line for the user; empty where all is known. A
+        whole model needs no base.
+
     Raises:
         ModelError: the folder holds no weights, or weights for another model.
-        IntegrityError: the weights are damaged.
+        IntegrityError: the weights, or the record of their base, are damaged.
     """
     if (folder / "config.json").is_file():
         locate(str(folder))
-    elif (folder / "adapter_config.json").is_file():
+        return ""
+    if (folder / "adapter_config.json").is_file():
         _check_adapter(loaded, folder)
     elif (folder / _CHANGED).is_file():
         _read_changed(loaded, folder)
     else:
         raise ModelError(_no_weights(folder))
+    return check_base(loaded, folder)
 
 
 def _no_weights(folder: Path) -> str:
@@ -208,6 +218,7 @@ def _attach_adapter(loaded: Loaded, folder: Path) -> Any:
     from peft import PeftModel, PeftType
 
     _check_adapter(loaded, folder)
+    check_base(loaded, folder)
     try:
         model = PeftModel.from_pretrained(loaded.model, folder)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -225,8 +236,10 @@ def _attach_changed(loaded: Loaded, folder: Path) -> Any:
     import torch
 
     own = {canonical_name(n, loaded.family): p for n, p in loaded.model.named_parameters()}
+    changed = _read_changed(loaded, folder)
+    check_base(loaded, folder)
     with torch.no_grad():
-        for name, tensor in _read_changed(loaded, folder).items():
+        for name, tensor in changed.items():
             own[name].copy_(tensor)
     return loaded.model
 

@@ -2,7 +2,7 @@
 
 from tunescope.layers.agreement import RankAgreement, rank_agreement
 from tunescope.layers.bands import find_bands
-from tunescope.layers.causal import put_back, put_back_losses, windows
+from tunescope.layers.causal import causal_scores, put_back, put_back_losses, put_back_rises, windows
 from tunescope.layers.clusters import Clusters, cluster_tasks
 from tunescope.layers.gradient import gradient_norms
 from tunescope.layers.probe import chance_level, separability
@@ -18,6 +18,7 @@ __all__ = [
     "Similarity",
     "States",
     "capture",
+    "causal_scores",
     "chance_level",
     "cka",
     "cka_bootstrap",
@@ -27,6 +28,7 @@ __all__ = [
     "permutation_null",
     "put_back",
     "put_back_losses",
+    "put_back_rises",
     "rank_agreement",
     "separability",
     "windows",

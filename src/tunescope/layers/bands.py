@@ -1,15 +1,16 @@
 """Where shared, transition and refinement blocks begin and end, or why the profiles do not say so.
 
 The signals over the blocks are the median over tasks, the spread over tasks (interquartile range) and, where there are a base and a
-tuned model, g = median(tuned - base), each without single blocks that differ from both neighbours. Two families of curves with two
-breaks are fitted to all signals together: three *levels* (piecewise constant: what a change-point search with an l2 cost finds) and
-three joined *slopes* (a band in which the similarity climbs from one course to another). Profiles that are cumulative over the depth
-move by slopes: on simulated ones of the published form, levels alone put the boundaries within two blocks in none of 60 cases.
+tuned model, g = median(tuned - base), each without single blocks that differ from both neighbours. Three families of curves with two
+breaks are fitted to all signals together: three *levels* (piecewise constant: what a change-point search with an l2 cost finds), a
+*plateau* that comes back to the level it left, and three joined *slopes* (a band in which the similarity climbs from one course to
+another). Profiles that are cumulative over the depth move by slopes: on simulated ones of the published form, levels alone put the
+boundaries within two blocks in none of 60 cases.
 
 A band is reported only if it passes three tests, each stated in `Bands.why` with its number:
 
-* against simpler shapes (no break, one break, a line, a smooth curve) by a criterion that charges each break for having been
-  searched for;
+* against simpler shapes (no break, one break, a line, a smooth curve, a bump) by a criterion that charges each break, and the place
+  and width of a bump, for having been searched for;
 * against chance: signals with the same line and the same power spectrum, but random phases, rarely do as well;
 * against resampling of the tasks (and prompts): the boundaries stay where they are.
 
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunescope.errors import UserError
-from tunescope.layers.curves import SHORTEST_BAND, Fit, fit_two_breaks
+from tunescope.layers.curves import SHORTEST_BAND, Fit, best_cuts, fit_two_breaks
 from tunescope.layers.signals import (
     N_SURROGATES,
     Floats,
@@ -45,8 +46,9 @@ LEAST_STABILITY = 0.6  # share of resamples that put a boundary within one block
 LARGEST_AFTERMATH = 0.5  # slope above the transition, as a share of the slope in it: "afterwards little changes"
 ZERO_SHARE = 0.1  # of the range of g: a smaller mean of g below the transition counts as not above 0
 
-# A smooth rise that fits every sign is a transition; without signs it is just a curve.
-_DEGREE_WITH_SIGNS, _DEGREE_WITHOUT = 3, 6
+# Highest degree of the smooth curves that two breaks must beat. A smooth rise that fits every sign is a transition; without signs it is
+# just a curve, and curves that turn every three blocks are as smooth as noise between neighbours makes them.
+_DEGREE_WITH_SIGNS, _LEAST_DEGREE, _BLOCKS_PER_DEGREE = 3, 6, 3
 
 
 def find_bands(
@@ -111,19 +113,21 @@ def find_bands(
     if missing:
         return Bands(False, f"no transition band found: {missing}", layers, n_tasks=len(first))
 
-    degree = _DEGREE_WITHOUT if second is None else _DEGREE_WITH_SIGNS
+    degree = _DEGREE_WITH_SIGNS
+    if second is None:
+        degree = max(_LEAST_DEGREE, len(layers) // _BLOCKS_PER_DEGREE)
     signals = signals_of(first, second)
     fit = fit_two_breaks(signals[None], degree)
     rng = np.random.default_rng([seed, 0xBA2D5])
     chance = fit_two_breaks(surrogates(signals, rng), degree)
     as_good = (chance.margin >= fit.margin) & _signs(chance).all(axis=1)
     p = float(1 + as_good.sum()) / (1 + N_SURROGATES)
-    cuts = fit_two_breaks(resampled_signals(draws, n_bootstrap, rng), degree).cuts
+    cuts = best_cuts(resampled_signals(draws, n_bootstrap, rng), degree)
     stability = (np.abs(cuts - fit.cuts) <= 1).mean(axis=0)
 
     start, end = (int(c) for c in fit.cuts[0])
     reasons = _failures(fit, p, 1 - confidence, stability)
-    kind = "levels" if fit.shape[0] == 0 else "slopes"
+    kind = "slopes" if fit.shape[0] == 1 else "levels"
     basis = "median, spread and g, with the published signs"
     if second is None:
         basis = "median and spread of one profile, without the published signs, which need specialists"

@@ -55,13 +55,14 @@ def put_back(
     *,
     batch_tokens: int = 2048,
     confidence: float = 0.95,
+    n_bootstrap: int = 200,
+    seed: int = 0,
     done: Callable[[int], None] = lambda n: None,
 ) -> list[LayerScores]:
     """Scores every block by how much the loss rises when it goes back to the base's weights.
 
-    A window's rise is divided evenly among its blocks; a block's score is the mean of its shares over the windows that contain it.
-    So overlapping windows blur a sharp effect over `width` blocks to both sides. One block at a time (width 1) does not, but misses
-    what neighbours can do for each other.
+    It is `put_back_rises` task by task, and `causal_scores` of the result; call these where a long check is to be interrupted and
+    continued.
 
     Args:
         tuned: the tuned model, in evaluation mode. It is the same afterwards, bit for bit, also after an error or Ctrl-C.
@@ -70,12 +71,12 @@ def put_back(
         rows_by_task: task -> encoded examples, at least one each.
         batch_tokens: tokens per forward pass; see `put_back_losses` for the memory.
         confidence: level of the intervals.
+        n_bootstrap: resamples behind the interval over all tasks.
+        seed: of these.
         done: called with the number of rows after each pass; (windows + 1) · rows in all.
 
     Returns:
-        One record per task, in order, and a last one with task ``*``: the mean over tasks. Values in nats per target token and
-        block, positive where the tuned block helps. Intervals are paired over rows (Student's t of the differences; for ``*``
-        Welch's degrees of freedom, tasks taken as given); None with one row.
+        See `causal_scores`.
 
     Raises:
         UserError: a task without rows, a window outside the model, or a block in no window.
@@ -98,15 +99,106 @@ def put_back(
     if not rows_by_task or not all(rows_by_task.values()):
         empty = [task for task, rows in rows_by_task.items() if not rows]
         raise UserError(f"putting blocks back needs rows of every task, got none for {', '.join(empty) or 'any task'}")
-    n_layers = len(blocks(tuned))
-    shares = _shares(windows, n_layers)
-    rows = [row for task in rows_by_task.values() for row in task]
+    rises = {
+        task: put_back_rises(tuned, base, windows, rows, batch_tokens=batch_tokens, done=done)
+        for task, rows in rows_by_task.items()
+    }
+    return causal_scores(rises, confidence=confidence, n_bootstrap=n_bootstrap, seed=seed)
+
+
+def put_back_rises(
+    tuned: Any,
+    base: Any,
+    windows: Sequence[Window],
+    rows: Sequence[Row],
+    *,
+    batch_tokens: int = 2048,
+    done: Callable[[int], None] = lambda n: None,
+) -> Floats:
+    """Returns how much each row's loss rises per block that goes back to the base's weights.
+
+    A window's rise is divided evenly among its blocks; a block gets the mean of its shares over the windows that contain it.
+    So overlapping windows blur a sharp effect over `width` blocks to both sides. One block at a time (width 1) does not, but misses
+    what neighbours can do for each other.
+
+    Args:
+        tuned: the tuned model, in evaluation mode; see `put_back`.
+        base: the base model, or None.
+        windows: (first, one past the last) block of each window; every block must lie in one.
+        rows: encoded examples of one task.
+        batch_tokens: tokens per forward pass.
+        done: called with the number of rows after each pass.
+
+    Returns:
+        (n_layers, n_rows) in nats per target token and block, positive where the tuned block helps.
+
+    Raises:
+        UserError: a window outside the model, or a block in no window.
+        ModelError: as `put_back_losses`.
+
+    Example:
+        >>> from tunescope.data import ChatFormat, Example
+        >>> from tunescope.testing import byte_tokenizer, tiny_model
+        >>> row = ChatFormat(byte_tokenizer()).encode(Example("1", "t", "Say hi", "", ("hi",)))
+        >>> base, tuned = tiny_model(), tiny_model()
+        >>> _ = tuned.model.layers[1].mlp.down_proj.weight.mul_(2)
+        >>> (put_back_rises(tuned, base, windows(2, 1), [row]) == 0).ravel().tolist()
+        [True, False]
+    """
+    shares = _shares(windows, len(blocks(tuned)))
     losses = put_back_losses(tuned, base, windows, rows, batch_tokens=batch_tokens, done=done)
-    per_block = shares @ (losses[1:] - losses[0])
-    ends = np.cumsum([len(task) for task in rows_by_task.values()])[:-1]
-    groups = np.split(per_block, ends, axis=1)
-    named = [*zip(rows_by_task, ([group] for group in groups), strict=True), ("*", groups)]
-    return [_scores(task, parts, n_layers, confidence) for task, parts in named]
+    return np.asarray(shares @ (losses[1:] - losses[0]))
+
+
+def causal_scores(
+    rises: Mapping[str, Floats], *, confidence: float = 0.95, n_bootstrap: int = 200, seed: int = 0
+) -> list[LayerScores]:
+    """Makes scores of the rises of all tasks.
+
+    Over all tasks stands the **median** of the tasks' means, as everywhere in a map. Rises have a heavy tail: one task whose answers
+    fall apart without a block rises by nats where the others rise by hundredths, and a mean would be that task's alone.
+
+    Args:
+        rises: task -> (n_layers, n_rows), from `put_back_rises`.
+        confidence: level of the intervals.
+        n_bootstrap: resamples behind the interval over all tasks.
+        seed: of these.
+
+    Returns:
+        One record per task, in order, and a last one with task ``*``. Values in nats per target token and block. The interval of a task
+        is Student's t of its rows' differences; that of ``*`` is the percentile interval of resampled tasks with resampled rows.
+        None with one row, of that task and of ``*``.
+
+    Raises:
+        UserError: no tasks, a task without rows, tasks with different numbers of blocks, or a setting out of range.
+
+    Example:
+        >>> rises = {name: np.full((2, 3), rise) for name, rise in (("a", 0.125), ("b", 0.25), ("c", 9.0))}
+        >>> causal_scores(rises)[-1].values
+        (0.25, 0.25)
+    """
+    if not rises or not all(table.ndim == 2 and table.size for table in rises.values()):
+        raise UserError("causal scores need a table (n_layers, n_rows) of every task, with at least one row")
+    if len({len(table) for table in rises.values()}) > 1:
+        raise UserError(f"causal scores of tasks with different numbers of blocks: {[len(t) for t in rises.values()]}")
+    if n_bootstrap < 1 or not 0 < confidence < 1:
+        raise UserError(
+            f"n_bootstrap {n_bootstrap} and confidence {confidence}: wanted at least 1, and above 0, below 1"
+        )
+    scores = []
+    for task, table in rises.items():
+        low = high = None
+        if table.shape[1] > 1:
+            half = _half_width(table, confidence)
+            low, high = table.mean(axis=1) - half, table.mean(axis=1) + half
+        scores.append(_record(task, table.mean(axis=1), low, high, table.shape[1]))
+    means = np.stack([table.mean(axis=1) for table in rises.values()])
+    low = high = None
+    if all(table.shape[1] > 1 for table in rises.values()):
+        tail = (1 - confidence) / 2
+        low, high = np.quantile(_resampled_medians(list(rises.values()), n_bootstrap, seed), [tail, 1 - tail], axis=0)
+    n_rows = sum(table.shape[1] for table in rises.values())
+    return [*scores, _record("*", np.median(means, axis=0), low, high, n_rows)]
 
 
 @torch.no_grad()
@@ -192,29 +284,36 @@ def _shares(windows: Sequence[Window], n_layers: int) -> Floats:
     return np.asarray(inside / widths / inside.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
-def _scores(task: str, parts: Sequence[Floats], n_layers: int, confidence: float) -> LayerScores:
-    """One record from the rises per block and row, (n_layers, n_rows) for each of its tasks."""
+def _half_width(table: Floats, confidence: float) -> Floats:
+    """Half of Student's t interval of the mean over the rows, (n_layers,); 0 where all rows are the same."""
     from scipy.stats import t
 
-    values = np.mean([part.mean(axis=1) for part in parts], axis=0)
-    low = high = None
-    if all(part.shape[1] > 1 for part in parts):
-        variances = np.stack([part.var(axis=1, ddof=1) / part.shape[1] for part in parts]) / len(parts) ** 2
-        total = variances.sum(axis=0)
-        freedom = np.array([[part.shape[1] - 1] for part in parts])
-        spread = np.where(total > 0, (variances**2 / freedom).sum(axis=0), 1)
-        degrees = np.where(total > 0, total**2 / np.where(spread > 0, spread, 1), 1)
-        half = t.ppf(0.5 + confidence / 2, degrees) * np.sqrt(total)
-        low, high = tuple((values - half).tolist()), tuple((values + half).tolist())
+    n_rows = table.shape[1]
+    return np.asarray(t.ppf(0.5 + confidence / 2, n_rows - 1) * table.std(axis=1, ddof=1) / np.sqrt(n_rows))
+
+
+def _resampled_medians(tables: Sequence[Floats], n_bootstrap: int, seed: int) -> Floats:
+    """Medians over tasks (n_bootstrap, n_layers): tasks drawn anew, and of each one drawn its rows."""
+    rng = np.random.default_rng([seed, 0xCA05A])
+    drawn = rng.integers(len(tables), size=(n_bootstrap, len(tables)))
+    means = np.empty((*drawn.shape, len(tables[0])))
+    for task, table in enumerate(tables):
+        here = drawn == task
+        rows = rng.integers(table.shape[1], size=(int(here.sum()), table.shape[1]))
+        means[here] = table[:, rows].mean(axis=2).T
+    return np.asarray(np.median(means, axis=1))
+
+
+def _record(task: str, values: Floats, low: Floats | None, high: Floats | None, n: int) -> LayerScores:
     return LayerScores(
         name="causal",
         unit="nats per target token per block put back",
-        layers=block_names(n_layers),
+        layers=block_names(len(values)),
         values=tuple(values.tolist()),
-        n=sum(part.shape[1] for part in parts),
+        n=n,
         higher_means="the loss rises more when the block goes back to the base's weights",
-        low=low,
-        high=high,
+        low=None if low is None else tuple(low.tolist()),
+        high=None if high is None else tuple(high.tolist()),
         task=task,
     )
 

@@ -14,6 +14,7 @@ Resampled = Sequence[tuple[NDArray[Any], NDArray[Any] | None]]
 N_SURROGATES = 199  # the smallest p is 0.005
 _LEAST_NOISE = 0.05  # of a signal's standard deviation: keeps a noiseless signal from drowning the others
 _FAR = 4.0  # standard deviations of the noise
+_ALONE = 3.0  # times as far from its neighbours as one of them is from its own
 _CONSTANT = 1e-9  # of the largest number: variation below it is rounding
 
 
@@ -55,7 +56,8 @@ def without_single_blocks(signals: Floats) -> Floats:
     Source:
         Tukey (1977), Exploratory Data Analysis, chapter 7, for the running median and its end-point rule, which compares an end with
         where the line through its two neighbours would have it. Ours takes it only for blocks that lie further from it than 4
-        standard deviations of the noise: running medians everywhere would turn noise into waves.
+        standard deviations of the noise, since running medians everywhere would turn noise into waves, and three times as far as
+        the blocks beside lie from theirs: without its top a bump would be a plateau.
 
     Example:
         >>> profile = np.array([0.0, 5, 5, 5, 5, 19, 5, 5, 7, 7, 7, 7])
@@ -69,12 +71,19 @@ def without_single_blocks(signals: Floats) -> Floats:
         line = 3 * median[..., first, :] - 2 * median[..., second, :]
         median[..., end, :] = np.median(np.stack([signals[..., end, :], median[..., first, :], line]), axis=0)
     away = np.abs(signals - median)
+    steps = np.abs(np.diff(signals, axis=-2))
+    course = np.full_like(
+        away, np.inf
+    )  # how far a neighbour lies from its own: the top of a bump does not differ alone
+    course[..., :-2, :] = steps[..., 1:, :]
+    course[..., 2:, :] = np.minimum(course[..., 2:, :], steps[..., :-1, :])
     beside = np.zeros_like(away)
     beside[..., 1:, :] = away[..., :-1, :]
     beside[..., :-1, :] = np.maximum(
         beside[..., :-1, :], away[..., 1:, :]
     )  # a neighbour's median holds the block itself
-    return np.where((away > _FAR * _noise(signals)) & (away >= beside), median, signals)
+    alone = (away > _FAR * _noise(signals)) & (away > _ALONE * course) & (away >= beside)
+    return np.where(alone, median, signals)
 
 
 def standardised(signals: Floats) -> Floats:

@@ -74,6 +74,10 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "tuple[Mapping[str, Any], ...]": _is_list_of(lambda item: isinstance(item, Mapping)),
     "Mapping[str, Any]": lambda value: isinstance(value, Mapping),
     "Mapping[str, float]": lambda value: isinstance(value, Mapping) and all(map(is_number, value.values())),
+    "Mapping[str, Mapping[str, float]]": lambda value: (
+        isinstance(value, Mapping)
+        and all(isinstance(inner, Mapping) and all(map(is_number, inner.values())) for inner in value.values())
+    ),
 }
 
 

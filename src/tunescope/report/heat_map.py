@@ -179,14 +179,13 @@ def _legend(canvas: Canvas, rows: Sequence[HeatRow], left: float, *, low: float,
         canvas.line([(x, 32), (x, 35)], stroke=MUTED)
         canvas.text((x, 46), words.number(tick), anchor="middle", size=11, fill=MUTED)
     x = left + width + 10
-    cut = [f"≤ {words.number(_short(low))}"] if finite and min(finite) < low else []
-    cut += [f"≥ {words.number(_short(high))}"] if finite and max(finite) > high else []
-    if cut:
-        text = ", ".join(cut)
+    if finite and min(finite) < low:  # the end of the scale stands for all that lies beyond it
+        canvas.text((left - 6, 30), f"≤ {words.number(_short(low))}", anchor="end", size=11, fill=MUTED)
+    if finite and max(finite) > high:
+        text = f"≥ {words.number(_short(high))}"
         canvas.text((x, 30), text, size=11, fill=MUTED)
-        x += text_width(text, 11) + 18
-    else:
-        x += 14
+        x += text_width(text, 11)
+    x += 14
     if any(any(row.by_chance) for row in rows):
         box = (x, 20.0, 18.0, 12.0)
         canvas.rect(box, colour(low, low, high))

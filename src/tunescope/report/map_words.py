@@ -34,6 +34,8 @@ RIVALS = (
     (r"a smooth curve of degree \d+", "curve"),
     (r"one break in level", "level"),
     (r"one break in slope", "slope"),
+    (r"a bump", "bump"),
+    (r"a bump on a straight line", "bump_line"),
 )
 
 

@@ -19,6 +19,7 @@ from tunescope.errors import UserError, did_you_mean
 
 LANGUAGES = ("en", "ja")
 NONE = "—"
+_NEXT_UNIT = 1000 / 1024  # no "1,020 MiB"
 NO_DECIMALS = ("JPY", "KRW", "円", "¥", "￥")  # currencies without a minor unit
 INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # control, direction and other characters that show nothing
 KEPT = {"\n", "\t", "\u200d", "\ufe0f"}  # line breaks, and what joins an emoji
@@ -238,7 +239,7 @@ class Words:
             return NONE
         for exponent, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
             scaled = n_bytes / 1024**exponent
-            if abs(scaled) >= 1:
+            if abs(scaled) >= _NEXT_UNIT:
                 return f"{self.number(scaled, 0 if abs(scaled) >= 100 else 1)} {unit}"
         return f"{self.number(n_bytes)} B"
 

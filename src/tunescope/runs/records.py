@@ -367,6 +367,7 @@ class Verdict(Record):
         money: one line per arm.
         sensitivity: how the decision changes with the assumptions.
         selected_beats_random: paired difference selected − random: {"difference","low","high"}, or None.
+        against_top_third: for ``selected`` and ``random`` the same against the arm ``top-third``; empty where that did not run.
     """
 
     decision: Literal["tune", "do_not_tune", "not_enough_evidence"]
@@ -377,6 +378,7 @@ class Verdict(Record):
     money: tuple[MoneyLine, ...] = ()
     sensitivity: tuple[Sensitivity, ...] = ()
     selected_beats_random: Mapping[str, float] | None = None
+    against_top_third: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

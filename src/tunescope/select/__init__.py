@@ -2,7 +2,7 @@
 
 from tunescope.select.block_scores import causal, layer_map
 from tunescope.select.budget import Budget, affordable, training_flops
-from tunescope.select.choose import above_shared_first, budget_layers, choose_random, choose_top, match_layers
+from tunescope.select.choose import above_shared_first, budget_layers, choose_random, choose_top, match_layers, put_last
 from tunescope.select.control import random_control, top_third_control
 from tunescope.select.fill import masks
 from tunescope.select.granularity import GRANULARITIES, TILE, Granularity, spread_units, unit_means, unit_sizes
@@ -49,6 +49,7 @@ __all__ = [
     "masks",
     "match_layers",
     "propose",
+    "put_last",
     "random",
     "random_control",
     "score",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -75,6 +76,33 @@ def choose_random(layers: Sequence[str], count: int, *, seed: int, avoid: Sequen
         chosen = tuple(layers[i] for i in sorted(rng.choice(len(layers), size=count, replace=False).tolist()))
         if set(chosen) != set(avoid) or count == len(layers):
             return chosen
+
+
+def put_last(scores: LayerScores, last: Sequence[str]) -> LayerScores:
+    """Returns scores by which some blocks come after all others, in their own order: those whose number is of another kind.
+
+    Args:
+        scores: one number per block, finite.
+        last: names of the blocks; none of them, or all, changes nothing.
+
+    Raises:
+        UserError: a score is not finite.
+        ModelError: a name is not among the blocks.
+
+    Example:
+        >>> s = LayerScores("change", "1", ("block.0", "block.1", "block.2"), (0.9, 0.1, 0.2), n=8, higher_means="changes more")
+        >>> choose_top(put_last(s, ["block.0"]), 2), choose_top(put_last(s, ["block.0"]), 3)
+        (('block.1', 'block.2'), ('block.0', 'block.1', 'block.2'))
+    """
+    choose_top(scores, 1)  # refuses what is not finite
+    behind = set(match_layers(list(last), scores.layers)) if last else set()
+    values = dict(zip(scores.layers, scores.values, strict=True))
+    others = [value for name, value in values.items() if name not in behind]
+    if not behind or not others:
+        return scores
+    drop = 1 + max(values[name] for name in behind) - min(others)
+    shifted = tuple(value - drop if name in behind else value for name, value in values.items())
+    return replace(scores, values=shifted, low=None, high=None, null=None)
 
 
 def above_shared_first(scores: LayerScores, bands: Bands | None) -> LayerScores:

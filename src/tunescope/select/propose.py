@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tunescope.errors import UserError
 from tunescope.models import block_index, block_names
 from tunescope.runs.records import Bands, LayerScores, Record
-from tunescope.select.choose import budget_layers, choose_top
+from tunescope.select.choose import budget_layers, choose_top, put_last
 
 _BYTES_PER_MOVING = 16  # float32: the weight, its gradient and the two moments of AdamW
 
@@ -83,6 +83,7 @@ def propose(
     bands: Bands | None = None,
     gain: LayerScores | None = None,
     change: LayerScores | None = None,
+    last: Sequence[str] = (),
     causal: LayerScores | None = None,
 ) -> tuple[Proposal, ...]:
     """Returns candidate sets of blocks: what a map suggests, and the rule of thumb it has to beat.
@@ -96,6 +97,7 @@ def propose(
         bands: for the cut at the start of the transition and for the refinement band; left out where none was found.
         gain: per block how much tuning raised the similarity to the specialists; the highest are proposed.
         change: per block how much something changes there (1 - CKA); the highest are proposed.
+        last: blocks whose `change` is of another kind than that of the others, and which are therefore proposed only after them.
         causal: per block the rise of the loss when it is put back; the highest are proposed.
 
     Returns:
@@ -141,7 +143,10 @@ def propose(
             f"the {count} blocks in which tuning brought the model nearest to the specialists (g)",
         )
     if change is not None:
-        add("top_change", choose_top(change, count), f"the {count} blocks with the largest change ({change.unit})")
+        why = f"the {count} blocks with the largest change ({change.unit})"
+        if last:
+            why += f"; {', '.join(last)} behind all others, as its number is of another kind"
+        add("top_change", choose_top(put_last(change, last), count), why)
     if causal is not None:
         add(
             "top_causal", choose_top(causal, count), f"the {count} blocks whose return to the base raises the loss most"

@@ -7,6 +7,7 @@ reader. Each write is whole, and their order is such that after a kill between a
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Approval:
         at: when, in UTC.
         already: it had been approved before, and nothing was changed.
         resume: the command that goes on.
+        notes: alternatives that could not be read and were written anew, one line each.
     """
 
     plan: Plan
@@ -52,6 +54,7 @@ class Approval:
     at: str
     already: bool
     resume: str
+    notes: tuple[str, ...] = ()
 
 
 def run(path: Path, by: str) -> Approval:
@@ -81,14 +84,15 @@ def run(path: Path, by: str) -> Approval:
             if done
             else f"{path}: has no plan yet; make one with `tunescope plan CONFIG`, or with the command of the run and --resume"
         )
-    proposal, current = read_current(folder)
+    notes: list[str] = []
+    proposal, current = read_current(folder, notes.append)
     plan, forecasts = refresh(folder, proposal, current, estimated(folder))
     _check_in_use(folder, plan)
     resume = resume_command(folder, plan)
     before = last_note(folder, APPROVED)
     if before and before["details"]["sha256"] == plan.sha256:
         write_approved(folder, plan)
-        return Approval(plan, before["details"]["by"], when(before), True, resume)
+        return Approval(plan, before["details"]["by"], when(before), True, resume, tuple(notes))
     with folder.locked():
         if forecasts != folder.read_json(FORECAST):
             folder.write_json(FORECAST, forecasts)
@@ -99,7 +103,7 @@ def run(path: Path, by: str) -> Approval:
         line = note(folder, APPROVED, plan, by=name)
         write_approved(folder, plan)
         folder.set_status("done", stage="plan")
-    return Approval(plan, name, when(line), False, resume)
+    return Approval(plan, name, when(line), False, resume, tuple(notes))
 
 
 def check_seal(folder: RunFolder, current: Plan) -> dict[str, Any] | None:
@@ -150,7 +154,9 @@ def gate(folder: RunFolder, *, required: bool) -> None:
         )
 
 
-def read_sealed(folder: RunFolder) -> tuple[Plan, Plan, dict[str, Any] | None]:
+def read_sealed(
+    folder: RunFolder, note: Callable[[str], None] = lambda line: None
+) -> tuple[Plan, Plan, dict[str, Any] | None]:
     """Returns `read_current`, and the ledger line of the approval that seals the current plan, or None.
 
     Raises:
@@ -158,7 +164,7 @@ def read_sealed(folder: RunFolder) -> tuple[Plan, Plan, dict[str, Any] | None]:
         RunError: the plan cannot be tuned, and nobody approved yet.
     """
     try:
-        proposal, current = read_current(folder)
+        proposal, current = read_current(folder, note)
     except RunError as error:
         if line := last_note(folder, APPROVED):
             raise IntegrityError([_changed(folder, line), *error.problems]) from None

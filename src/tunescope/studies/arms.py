@@ -149,6 +149,7 @@ def tune_arm(bench: Bench, arm: str, selection: Selection, progress: Progress) -
             bench.run.path / "weights" / arm,
             card=_card(bench, arm, moving.selection, outcome),
             base=bench.located.name,
+            base_sha256=loaded.info.sha256,
         )
     records = [r for r in bench.run.read_jsonl("steps.jsonl") if r["arm"] == arm]
     cost = Forecast(

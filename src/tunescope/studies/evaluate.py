@@ -65,7 +65,8 @@ def run(
         return whole
     checked = check(config, progress)
     for path in named.values():
-        engine.check_fits(checked.loaded, path)
+        if unknown := engine.check_fits(checked.loaded, path):
+            progress.note(unknown)
     folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
     with folder.locked():
         bench = begin(checked, folder, command, progress, overrides=overrides)
@@ -101,7 +102,8 @@ def preview(
         folder = RunFolder.create(Path(scratch) / "run", settings.dump(config), study="dry-run", command="")
         checked = check(config, progress)
         for path in named.values():
-            engine.check_fits(checked.loaded, path)
+            if unknown := engine.check_fits(checked.loaded, path):
+                progress.note(unknown)
         bench = begin(checked, folder, "", progress)
         return forecast_arms(bench, [arm.value for arm in config.arms] + list(named), {}, progress), {}
 

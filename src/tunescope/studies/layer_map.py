@@ -20,7 +20,7 @@ from tunescope.models import Loaded, bare
 from tunescope.runs.records import LayerScores
 from tunescope.studies.arms import Bench
 from tunescope.studies.inputs import Inputs, encode_all
-from tunescope.studies.map_causal import put_back_scores
+from tunescope.studies.map_causal import put_back_scores, windows_of
 from tunescope.studies.map_conclude import MapResult, Prompts, block_costs, conclude
 from tunescope.studies.map_models import Tuned, check_tuned, tuned_beside
 from tunescope.studies.map_scores import (
@@ -53,15 +53,18 @@ def layer_map(bench: Bench, loaded: Loaded, progress: Progress, *, scratch: Path
 
     Raises:
         DataError: a task with fewer than 4 prompts, or with prompts or states that are all the same.
+        ConfigError: a window of the causal check that is larger than the model.
         ModelError: a tuned model that does not fit the base, or states or losses that are not finite.
         IntegrityError: a damaged specialist in the cache.
         RunError: the cache cannot be written.
     """
     config = bench.config
+    windows_of(config, loaded.info.n_layers)  # refuses what does not fit before anything is read
     prompts = prompts_of(config, bench.inputs, bench.chat)
     with_tuned = config.map.tuned is not None and config.map.mode != "base"
-    if with_tuned and config.map.tuned is not None:
-        check_tuned(loaded, config.map.tuned)
+    unknown = check_tuned(loaded, config.map.tuned) if with_tuned and config.map.tuned is not None else ""
+    if unknown:
+        progress.note(unknown)
     if config.map.tuned is not None and not with_tuned:
         progress.note("map.tuned is not used in mode base; set map.mode to pair or mossa to compare with it")
     costs = block_costs(config, loaded)
@@ -77,7 +80,7 @@ def layer_map(bench: Bench, loaded: Loaded, progress: Progress, *, scratch: Path
             opened: Specialists | None = None
             if config.map.mode == "mossa":
                 started = time.perf_counter()
-                wanted = want(bench, loaded, {p.task.name: encode_all(bench.chat, p.task.train) for p in prompts})
+                wanted = want(bench, loaded, {p.task.name: p.task.train for p in prompts})
                 opened = inner.enter_context(specialists(bench, loaded, wanted))
                 newly_tuned = tune_missing(opened, wanted, progress, rebuild=config.map.rebuild_cache)
                 seconds["specialists"] = time.perf_counter() - started

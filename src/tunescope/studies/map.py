@@ -14,11 +14,12 @@ from tunescope.errors import IntegrityError
 from tunescope.runs.folder import RunFolder
 from tunescope.studies.arms import remove_scratch
 from tunescope.studies.layer_map import layer_map, prompts_of
+from tunescope.studies.map_causal import windows_of
 from tunescope.studies.map_conclude import MapResult
 from tunescope.studies.map_forecast import MapForecast, forecast_map
 from tunescope.studies.map_models import check_tuned, hash_of
 from tunescope.studies.progress import Progress, Silent
-from tunescope.studies.setup import Checked, begin, check, finished, record
+from tunescope.studies.setup import Checked, begin, check, finished, record, settings_text
 
 __all__ = ["MapForecast", "MapResult", "layer_map", "preview", "run"]
 
@@ -50,7 +51,7 @@ def run(
     """
     progress = progress or Silent()
     started = time.perf_counter()
-    text, study = settings.dump(config), "map"
+    text, study = settings_text(config, resume=resume), "map"
     RunFolder.check_free(config.output_dir, text, study=study, resume=resume)
     if resume and (whole := finished(config.output_dir)):
         return whole
@@ -108,8 +109,9 @@ def _check(config: Config, progress: Progress) -> Checked:
     """Everything that can be refused before a run folder is made."""
     checked = check(config.model_copy(update={"arms": (Arm.NOTHING,)}), progress, needs_test=False)
     prompts_of(config, checked.inputs, checked.chat)
+    windows_of(config, checked.loaded.info.n_layers)
     if config.map.tuned is not None and config.map.mode != "base":
-        check_tuned(checked.loaded, config.map.tuned)
+        check_tuned(checked.loaded, config.map.tuned)  # `layer_map` says what it could not find out
     return checked
 
 

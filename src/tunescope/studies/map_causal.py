@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from tunescope import layers
+from tunescope import engine, layers
 from tunescope.config import Config
 from tunescope.data import Encoded
+from tunescope.errors import ConfigError
 from tunescope.models import blocks
-from tunescope.runs.folder import write_text
 from tunescope.runs.records import LayerScores
 from tunescope.studies.arms import Bench
 from tunescope.studies.map_models import Tuned
 from tunescope.studies.progress import Progress, ticker
 from tunescope.studies.specialists import Specialists
 
-_FILE = "causal.json"
+Floats = NDArray[np.float64]
 
 
 def windows_of(config: Config, n_layers: int) -> list[tuple[int, int]]:
-    """Returns the windows of blocks that are put back together: each overlaps the next by about half."""
-    width = min(n_layers, config.map.causal_window or max(1, round(n_layers / 10)))
+    """Returns the windows of blocks that are put back together: each overlaps the next by about half.
+
+    Raises:
+        ConfigError: a window has more blocks than the model.
+    """
+    width = config.map.causal_window or max(1, round(n_layers / 10))
+    if width > n_layers:
+        raise ConfigError(
+            f"map.causal_window: got {width}, the model has {n_layers} blocks; allowed are 1 to {n_layers}"
+        )
     return layers.windows(n_layers, width, (width + 1) // 2)
 
 
@@ -47,46 +56,53 @@ def put_back_scores(
         progress: told about every pass.
         tuned: the tuned model that is put back; or
         specialists: each task's specialist is put back, on its own task.
-        scratch: folder that keeps the result, or None.
+        scratch: folder that keeps each task as it is done, so that an interrupted check goes on with the next; or None.
 
     Returns:
         Records named ``causal``; none if the settings want no check.
 
     Raises:
         ModelError: a loss is not finite, or the models do not fit each other.
+        IntegrityError: what was kept of a task is damaged.
+        RunError: it cannot be written.
     """
     count = bench.config.map.causal_examples
     if count == 0:
         return []
-    if scratch is not None and (scratch / _FILE).is_file():
-        return _read(scratch / _FILE)
-    some = {task: list(mine[:count]) for task, mine in rows.items()}
-    n_layers = _n_layers(tuned, specialists)
-    windows = windows_of(bench.config, n_layers)
-    progress.stage("put blocks back", (len(windows) + 1) * sum(len(mine) for mine in some.values()))
-    settings: dict[str, Any] = {
-        "batch_tokens": bench.config.evaluation.batch_tokens,
-        "confidence": bench.config.evaluation.confidence,
-        "done": ticker(progress),
-    }
-    if tuned is not None:
-        found = layers.put_back(tuned.model, tuned.put_back_to, windows, some, **settings)
-    else:
-        assert specialists is not None
-        found = []
-        for task, mine in some.items():
-            found.append(layers.put_back(specialists.put_on(task), None, windows, {task: mine}, **settings)[0])
-        values = np.mean([row.values for row in found], axis=0)
-        found.append(
-            dataclasses.replace(
-                found[0], task="*", values=tuple(values.tolist()), low=None, high=None, n=sum(r.n for r in found)
-            )
+    windows = windows_of(bench.config, _n_layers(tuned, specialists))
+    passes = len(windows) + 1
+    progress.stage("put blocks back", passes * sum(len(mine[:count]) for mine in rows.values()))
+    rises: dict[str, Floats] = {}
+    for task, mine in rows.items():
+        some = mine[:count]
+        file = None if scratch is None else _file_of(scratch, task)
+        if file is not None and file.is_file():
+            tensors, _ = engine.read_tensors(file)
+            rises[task] = tensors["rises"].numpy()
+            progress.advance(passes * len(some))
+            continue
+        if tuned is not None:
+            model, base = tuned.model, tuned.put_back_to
+        else:
+            assert specialists is not None
+            model, base = specialists.put_on(task), None
+        rises[task] = layers.put_back_rises(
+            model, base, windows, some, batch_tokens=bench.config.evaluation.batch_tokens, done=ticker(progress)
         )
-    found = [_named(row) for row in found]
-    if scratch is not None:
-        scratch.mkdir(parents=True, exist_ok=True)
-        write_text(scratch / _FILE, json.dumps([row.to_dict() for row in found]))
-    return found
+        if file is not None:
+            engine.write_tensors(file, {"rises": torch.from_numpy(rises[task])}, {"task": task})
+    settings = bench.config
+    found = layers.causal_scores(
+        rises,
+        confidence=settings.evaluation.confidence,
+        n_bootstrap=settings.map.n_bootstrap,
+        seed=settings.seed,
+    )
+    return [_rounded(row) for row in found]
+
+
+def _file_of(scratch: Path, task: str) -> Path:
+    return scratch / f"causal-{hashlib.sha256(task.encode()).hexdigest()[:16]}.safetensors"
 
 
 def _n_layers(tuned: Tuned | None, specialists: Specialists | None) -> int:
@@ -95,18 +111,11 @@ def _n_layers(tuned: Tuned | None, specialists: Specialists | None) -> int:
     return len(blocks(opened.model))
 
 
-def _named(row: LayerScores) -> LayerScores:
-    def plain(values: Sequence[float] | None) -> tuple[float, ...] | None:
-        return None if values is None else tuple(float(f"{value:.6g}") for value in values)
+def _rounded(row: LayerScores) -> LayerScores:
+    """Six significant digits, as in all rows of a map."""
 
-    values = plain(row.values)
-    assert values is not None
-    return dataclasses.replace(row, name="causal", values=values, low=plain(row.low), high=plain(row.high))
+    def plain(values: Sequence[float]) -> tuple[float, ...]:
+        return tuple(float(f"{value:.6g}") for value in values)
 
-
-def _read(path: Path) -> list[LayerScores]:
-    found = []
-    for values in json.loads(path.read_text(encoding="utf-8")):
-        tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        found.append(LayerScores.from_dict(tuples))
-    return found
+    low, high = (None if ends is None else plain(ends) for ends in (row.low, row.high))
+    return dataclasses.replace(row, values=plain(row.values), low=low, high=high)

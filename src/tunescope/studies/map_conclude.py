@@ -15,7 +15,7 @@ from tunescope.data import Encoded, Task
 from tunescope.errors import UserError
 from tunescope.models import Loaded, bare
 from tunescope.runs.records import Bands, LayerScores
-from tunescope.studies.map_rows import bands_of, profile_of, score_rows
+from tunescope.studies.map_rows import bands_of, not_comparable, profile_of, score_rows
 from tunescope.studies.map_scores import TaskScores
 from tunescope.studies.prices import count_parameters, parameter_table
 
@@ -82,7 +82,13 @@ def conclude(
     gain, put_back = over_all.get("gain"), over_all.get("causal")
     change = _change(over_all[profile]) if gain is None else None
     proposals = select.propose(
-        costs, share=config.selection.budget, bands=bands, gain=gain, change=change, causal=put_back
+        costs,
+        share=config.selection.budget,
+        bands=bands,
+        gain=gain,
+        change=change,
+        last=not_comparable(settings.mode, settings.states),
+        causal=put_back,
     )
     compared = gain or change
     facts = {

@@ -14,7 +14,6 @@ from tunescope import engine, layers
 from tunescope.models import Loaded, bare
 from tunescope.runs.records import Record
 from tunescope.studies.arms import Bench
-from tunescope.studies.inputs import encode_all
 from tunescope.studies.map_causal import windows_of
 from tunescope.studies.map_conclude import Prompts
 from tunescope.studies.progress import Progress
@@ -65,7 +64,7 @@ def forecast_map(bench: Bench, loaded: Loaded, prompts: Sequence[Prompts], progr
     lacking: list[Wanted] = []
     n_specialists = 0
     if mossa:
-        wanted = want(bench, loaded, {p.task.name: encode_all(bench.chat, p.task.train) for p in prompts})
+        wanted = want(bench, loaded, {p.task.name: p.task.train for p in prompts})
         lacking, n_specialists = missing(wanted, rebuild=False), len(wanted)
     with engine.Meter(bench.device) as meter:
         per_token = _read_seconds(bench, loaded, prompts)

@@ -43,23 +43,28 @@ class Tuned:
             yield self.model
 
 
-def check_tuned(loaded: Loaded, folder: Path) -> None:
+def check_tuned(loaded: Loaded, folder: Path) -> str:
     """Refuses a tuned model that cannot be compared with the base block by block, before anything slow.
+
+    Returns:
+        What could not be found out about the base it was tuned from, in one line; empty where all is known.
 
     Raises:
         ConfigError: there is no such folder.
-        ModelError: it holds no weights, or those of a model with another depth, width or tokenizer.
+        ModelError: it holds no weights, or those of a model with another depth, width or tokenizer, or tuned from another base.
         IntegrityError: the weights are damaged.
     """
     if not folder.is_dir():
         raise ConfigError(
             f"map.tuned {folder}: no such folder; give one with an adapter, changed weights or a tuned model"
         )
-    engine.check_fits(loaded, folder)
+    unknown = engine.check_fits(loaded, folder)
     if (folder / "config.json").is_file():
         _check_shape(loaded, folder)
+        unknown = engine.check_base(loaded, folder)
     if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         _check_tokenizer(loaded, folder)
+    return unknown
 
 
 def _check_shape(loaded: Loaded, folder: Path) -> None:

@@ -154,6 +154,16 @@ def profile_of(readings: Sequence[TaskScores], mode: str) -> str:
     return by_mode.get(mode, "cka_tuned_specialist" if with_tuned else "cka_base_specialist")
 
 
+def not_comparable(mode: str, states: str) -> tuple[str, ...]:
+    """Returns the blocks whose number in the profile is of another kind than that of the others, and which no choice may put first.
+
+    In mode base with last-token states that is block 0. Its input at one token is the embedding of that token, the same for all
+    prompts, so it is judged by means over the prompt; and from there to its output, words become words in context, in every
+    model and for every task.
+    """
+    return (block_names(1)[0],) if mode == "base" and states == "last" else ()
+
+
 def bands_of(readings: Sequence[TaskScores], mode: str, *, confidence: float, n_bootstrap: int, seed: int) -> Bands:
     """Looks for bands in the profiles of all tasks; with specialists and a tuned model by the published signs."""
     name = profile_of(readings, mode)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunescope import config as settings
-from tunescope import models
+from tunescope import models, select
 from tunescope.config import Arm, Config
 from tunescope.errors import ConfigError, IntegrityError, RunError
 from tunescope.runs.folder import RunFolder
@@ -21,10 +21,11 @@ from tunescope.studies.arms import TUNED, Bench
 from tunescope.studies.choose import choose
 from tunescope.studies.forecast import FORECAST, forecast_again, forecast_and_calibrate, forecast_once
 from tunescope.studies.machine import release_memory
+from tunescope.studies.map_rows import not_comparable
 from tunescope.studies.plan_folder import EDITED, IN_USE, PLAN, PROPOSAL, PROPOSED
 from tunescope.studies.prices import Calibration, alternatives, price_of
 from tunescope.studies.progress import Progress, Silent
-from tunescope.studies.setup import begin, check, choose_once, finished
+from tunescope.studies.setup import begin, check, choose_once, finished, settings_text
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,11 @@ def run(
     progress = progress or Silent()
     started = time.perf_counter()
     config, study = _for_study(config, arm)
-    text = settings.dump(config)
+    text = settings_text(config, resume=resume)
     RunFolder.check_free(config.output_dir, text, study=study, resume=resume)
     folder = RunFolder(config.output_dir)
     if resume and (finished(config.output_dir) or (folder.has(PROPOSAL) and plan_folder.last_note(folder))):
-        return folder, look(folder)
+        return folder, look(folder, progress.note)
     checked = check(config, progress, needs_test=arm is None)
     folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
     with folder.locked():
@@ -118,8 +119,12 @@ def preview(
         )
 
 
-def look(folder: RunFolder) -> Plan:
+def look(folder: RunFolder, note: Callable[[str], None] = lambda line: None) -> Plan:
     """Returns the plan of a run as it stands in the file, with the numbers that go with its edits; changes nothing.
+
+    Args:
+        folder: the run.
+        note: told about alternatives that cannot be read.
 
     Raises:
         IntegrityError: it was changed after it was approved, or after tuning began with it.
@@ -129,7 +134,7 @@ def look(folder: RunFolder) -> Plan:
         raise RunError(
             f"{folder.path}: the run is done, its plan cannot be changed any more; it is in {folder.path / PLAN}"
         )
-    proposal, current, line = approve.read_sealed(folder)
+    proposal, current, line = approve.read_sealed(folder, note)
     if line:
         return dataclasses.replace(current, state="approved")
     return plan_folder.refresh(folder, proposal, current, plan_folder.estimated(folder))[0]
@@ -177,7 +182,7 @@ def settle(
         return Settled(tuple(arms), {}, tuple(forecasts), preparation)
     _propose(bench, arms, selections)
     approve.gate(folder, required=bench.config.approval == "required")
-    proposal, current, line = approve.read_sealed(folder)
+    proposal, current, line = approve.read_sealed(folder, progress.note)
     if line is None:
         current = _take_edits(bench, proposal, current)
     elif current.state != "approved":  # killed after the ledger had it
@@ -228,6 +233,8 @@ def make_plan(
     ]
     measured = {arm: (selection, by_arm[arm]) for arm, selection in selections.items()}
     first = next(iter(selections.values()))
+    if scores is not None and scores.name == "layer_map":
+        scores = select.put_last(scores, not_comparable(config.map.mode, config.map.states))
     others = alternatives(calibration, first, scores, measured, config.tuning.target_modules, price)
     state = "proposed" if config.approval == "required" else "not required"
     return Plan(tuple(arms), others, dict(rests_on), config.business.currency, state)  # type: ignore[arg-type]

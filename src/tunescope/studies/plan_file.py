@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,19 @@ _ALTERNATIVE = ("name", "layers", "trainable_parameters", "forecast")
 _STATES = ("proposed", "approved", "not required")
 
 
-def read_plan(path: Path, proposal: Plan, *, n_layers: int, seed: int) -> Plan:
+def read_plan(
+    path: Path, proposal: Plan, *, n_layers: int, seed: int, note: Callable[[str], None] = lambda line: None
+) -> Plan:
     """Reads a plan that a person may have edited, and checks that it can be tuned.
+
+    Only what would be tuned can be refused: the alternatives are there to look at, and one that cannot be read is left out.
 
     Args:
         path: the file.
         proposal: what was proposed: the arms there are, and what of them is not for editing.
         n_layers: number of blocks of the model.
         seed: of the run, to draw a control that fits where `random` no longer does.
+        note: told in one line about each alternative that was left out.
 
     Returns:
         The plan; block patterns are resolved to names.
@@ -59,17 +64,20 @@ def read_plan(path: Path, proposal: Plan, *, n_layers: int, seed: int) -> Plan:
         _check_controls(reading, plan, proposal, seed)
     if reading.problems:
         raise RunError(reading.problems)
+    for line in reading.notes:
+        note(line)
     return plan
 
 
 @dataclass
 class _Reading:
-    """One file while it is read: where everything stands, and what is wrong so far."""
+    """One file while it is read: where everything stands, what is wrong so far, and what was only left out."""
 
     path: str
     lines: Mapping[Location, int | str]
     names: Sequence[str]
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def wrong(self, where: Location, problem: str) -> None:
         line = next(self.lines[where[:end]] for end in range(len(where), -1, -1) if where[:end] in self.lines)
@@ -141,13 +149,9 @@ def _plan(reading: _Reading, values: dict[str, Any], proposal: Plan) -> Plan:
     arms = reading.keys(("arms",), given, [arm.arm for arm in proposal.arms])
     if not given:
         reading.wrong(("arms",), "no arm is left, so nothing would be tuned; put one back, or use `tunescope evaluate`")
-    others = values.get("alternatives") or []
-    if not isinstance(others, list):
-        reading.wrong(("alternatives",), f"alternatives: got {_shown(others)}, needs a list")
-        others = []
     return Plan(
         arms=tuple(_arm(reading, arm, arms[arm.arm]) for arm in proposal.arms if arm.arm in arms),
-        alternatives=tuple(_alternative(reading, index, other) for index, other in enumerate(others)),
+        alternatives=_alternatives(reading, values.get("alternatives") or []),
         rests_on=proposal.rests_on,
         currency=proposal.currency,
         state=reading.one_of(("state",), values.get("state"), _STATES),  # type: ignore[arg-type]
@@ -226,6 +230,21 @@ def _modules(reading: _Reading, where: Location, value: object, proposed: Planne
         reading.wrong(place, f"{name}: no part given, so nothing would move; allowed: {', '.join(PARTS)}")
     # With `weights`, all parts without the norms is not the same as the whole block: what was written counts.
     return tuple(part for part in PARTS if part in given)
+
+
+def _alternatives(reading: _Reading, given: object) -> tuple[Alternative, ...]:
+    """What can be read of the alternatives. Nothing is tuned from them, so a mistake there is a note and stops nothing."""
+    read = []
+    for index, other in enumerate(given if isinstance(given, list) else [given]):
+        aside = _Reading(reading.path, reading.lines, reading.names)
+        if isinstance(given, list):
+            read.append(_alternative(aside, index, other))
+        else:
+            aside.wrong(("alternatives",), f"alternatives: got {_shown(given)}, needs a list")
+        if aside.problems:
+            del read[-1:]
+            reading.notes.append(f"{aside.problems[0]} (left out: nothing is tuned from the alternatives)")
+    return tuple(read)
 
 
 def _alternative(reading: _Reading, index: int, given: object) -> Alternative:

@@ -26,8 +26,12 @@ IN_USE = "arms/plan_in_use.json"  # the sha256 of the plan that tuning began wit
 PROPOSED, EDITED, APPROVED = "plan proposed", "plan edited", "plan approved"
 
 
-def read_current(folder: RunFolder) -> tuple[Plan, Plan]:
+def read_current(folder: RunFolder, note: Callable[[str], None] = lambda line: None) -> tuple[Plan, Plan]:
     """Returns the plan that was proposed and the one that stands in ``plan.yaml`` now.
+
+    Args:
+        folder: the run.
+        note: as in `read_plan`.
 
     Raises:
         RunError: ``plan.yaml`` cannot be tuned.
@@ -44,7 +48,7 @@ def read_current(folder: RunFolder) -> tuple[Plan, Plan]:
             "back, or start again in another output_dir"
         )
     n_layers, seed = environment["model"]["n_layers"], environment["seed"]
-    return proposal, read_plan(folder.path / PLAN, proposal, n_layers=n_layers, seed=seed)
+    return proposal, read_plan(folder.path / PLAN, proposal, n_layers=n_layers, seed=seed, note=note)
 
 
 def basis(folder: RunFolder) -> dict[str, str]:

@@ -20,7 +20,7 @@ from tunescope.studies.forecast import forecast_arms
 from tunescope.studies.machine import release_memory
 from tunescope.studies.plan import settle
 from tunescope.studies.progress import Progress, Silent
-from tunescope.studies.setup import begin, check, choose_once, finished
+from tunescope.studies.setup import begin, check, choose_once, finished, settings_text
 
 
 def run(
@@ -52,7 +52,7 @@ def run(
     """
     progress = progress or Silent()
     started = time.perf_counter()
-    text = settings.dump(config)
+    text = settings_text(config, resume=resume)
     RunFolder.check_free(config.output_dir, text, study=study, resume=resume)
     if resume and (whole := finished(config.output_dir)):
         return _through_gate(config, whole)

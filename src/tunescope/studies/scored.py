@@ -18,6 +18,7 @@ from tunescope.runs.records import Bands, LayerScores
 from tunescope.studies.arms import Bench
 from tunescope.studies.inputs import encode_all
 from tunescope.studies.layer_map import layer_map
+from tunescope.studies.map_rows import not_comparable
 from tunescope.studies.progress import Progress, ticker
 
 _NEED_GRADIENTS = ("gradient", "fisher", "snip")
@@ -146,7 +147,10 @@ def _from_map(bench: Bench, loaded: Loaded, progress: Progress) -> Scored:
         n=row.n,
         higher_means="is chosen earlier",
     )
-    order = select.above_shared_first(shown, found.bands)
+    last = not_comparable(settings.map.mode, settings.map.states)
+    if last:
+        words += f", {last[0]} behind all others"
+    order = select.above_shared_first(select.put_last(shown, last), found.bands)
     return Scored(shown, order, _map_words(words, found.bands), others=found.scores, facts=found.facts)
 
 

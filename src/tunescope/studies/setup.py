@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunescope import config as settings
 from tunescope import engine, evaluate, models, select
-from tunescope.config import Arm, Config
+from tunescope.config import Arm, Config, plain
 from tunescope.data import ChatFormat, Task
 from tunescope.errors import ConfigError, DataError, IntegrityError, ModelError
 from tunescope.models import Loaded, Located
@@ -174,6 +176,28 @@ def finished(path: Path) -> RunFolder | None:
     return folder
 
 
+def settings_text(config: Config, *, resume: bool) -> str:
+    """Returns the settings as they are kept in the run, and compared with on resume.
+
+    Where specialists are kept, and whether a damaged one is tuned again, changes no result: with ``--resume`` these two are those of
+    the first time, so that a run which ended with a full disk or a damaged cache can go on with other ones.
+
+    Args:
+        config: the settings.
+        resume: whether a run that is there goes on.
+    """
+    path = config.output_dir / "config.yaml"
+    if resume and path.is_file():
+        try:
+            values, _, _ = plain.parse(plain.read_text(path), str(path))
+            kept = {key: values["map"][key] for key in ("cache", "rebuild_cache")}
+        except (ConfigError, KeyError, TypeError):
+            return settings.dump(config)  # whatever is there now, it is not what was written: refused as different
+        kept["cache"] = None if kept["cache"] is None else Path(kept["cache"])
+        config = config.model_copy(update={"map": config.map.model_copy(update=kept)})
+    return settings.dump(config)
+
+
 def begin(
     checked: Checked, folder: RunFolder, command: str, progress: Progress, *, overrides: Sequence[str] = ()
 ) -> Bench:
@@ -275,5 +299,11 @@ def _score_noise(bench: Bench, loaded: Loaded) -> float | None:
         examples = (task.test or task.train)[:8]
         if task.labels is not None and len(examples) > 1:
             prompts = [bench.chat.encode(e).prompt_ids for e in examples]
-            return evaluate.batch_noise(loaded.model, prompts, [bench.chat.target_ids(label) for label in task.labels])
+            noise = evaluate.batch_noise(loaded.model, prompts, [bench.chat.target_ids(label) for label in task.labels])
+            if not math.isfinite(noise):
+                raise ModelError(
+                    f"{loaded.info.name}: the model gives probabilities that are not finite on task {task.name!r}; look for NaN in its "
+                    "weights, or use another dtype"
+                )
+            return noise
     return None

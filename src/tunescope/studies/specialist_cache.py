@@ -15,7 +15,7 @@ import torch
 
 from tunescope import engine, models
 from tunescope.config import Config
-from tunescope.data import Encoded
+from tunescope.data import Encoded, Example
 from tunescope.errors import ConfigError, IntegrityError, RunError
 from tunescope.models import Loaded
 from tunescope.studies.arms import Bench
@@ -57,8 +57,8 @@ def steps_of(config: Config, n_examples: int) -> int:
     return min(settings.steps, math.ceil(n_examples * settings.num_epochs / settings.batch_size))
 
 
-def want(bench: Bench, loaded: Loaded, examples: Mapping[str, Sequence[Encoded]]) -> list[Wanted]:
-    """Returns which specialists a map needs and under which hash the cache knows them.
+def want(bench: Bench, loaded: Loaded, examples: Mapping[str, Sequence[Example]]) -> list[Wanted]:
+    """Returns which specialists a map needs and under which hash the cache knows them; encodes what they read, each example once.
 
     Args:
         bench: the settings.
@@ -86,9 +86,10 @@ def want(bench: Bench, loaded: Loaded, examples: Mapping[str, Sequence[Encoded]]
     }
     found = []
     for task, mine in examples.items():
-        rows = _read_in_epochs(
-            mine, min(steps_of(config, len(mine)) * settings.batch_size, len(mine) * settings.num_epochs), config.seed
-        )
+        count = min(steps_of(config, len(mine)) * settings.batch_size, len(mine) * settings.num_epochs)
+        drawn = _in_epochs(len(mine), count, config.seed)
+        encoded = {i: bench.chat.encode(mine[i]) for i in set(drawn)}
+        rows = tuple(encoded[i] for i in drawn)
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(repr([(e.prompt_ids, e.target_ids) for e in rows]).encode())
         key = digest.hexdigest()
@@ -96,10 +97,10 @@ def want(bench: Bench, loaded: Loaded, examples: Mapping[str, Sequence[Encoded]]
     return found
 
 
-def _read_in_epochs(rows: Sequence[Encoded], count: int, seed: int) -> tuple[Encoded, ...]:
-    """`count` examples: whole passes over all of them, and of the last pass as many as are left."""
-    order = np.random.default_rng([seed, 0x5BEC1]).permutation(len(rows))
-    return tuple(rows[order[i % len(rows)]] for i in range(count))
+def _in_epochs(n: int, count: int, seed: int) -> list[int]:
+    """`count` of `n` examples by their place: whole passes over all of them, and of the last pass as many as are left."""
+    order = np.random.default_rng([seed, 0x5BEC1]).permutation(n).tolist()
+    return [order[i % n] for i in range(count)]
 
 
 def missing(wanted: Sequence[Wanted], *, rebuild: bool) -> list[Wanted]:

@@ -19,7 +19,7 @@ from tunescope.studies.forecast import forecast_arms
 from tunescope.studies.machine import release_memory
 from tunescope.studies.plan import only, settle
 from tunescope.studies.progress import Progress, Silent
-from tunescope.studies.setup import begin, check, choose_once, finished
+from tunescope.studies.setup import begin, check, choose_once, finished, settings_text
 
 
 def run(
@@ -49,7 +49,7 @@ def run(
     progress = progress or Silent()
     started = time.perf_counter()
     config = only(config, arm)
-    text, study = settings.dump(config), "tune"
+    text, study = settings_text(config, resume=resume), "tune"
     RunFolder.check_free(config.output_dir, text, study=study, resume=resume)
     if resume and (whole := finished(config.output_dir)):
         return whole

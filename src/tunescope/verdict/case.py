@@ -10,7 +10,7 @@ import numpy as np
 
 from tunescope.metrics.bootstrap import Difference
 from tunescope.runs.records import Forecast, MoneyLine, Verdict
-from tunescope.verdict.evidence import CONTROL, SELECTED, Evidence, Floats
+from tunescope.verdict.evidence import CONTROL, RULE_OF_THUMB, SELECTED, Evidence, Floats
 from tunescope.verdict.money import Assumptions, best_untuned, money
 from tunescope.verdict.rules import Gates, choose, examples_needed, is_gain, is_open
 
@@ -67,7 +67,8 @@ class Case:
             needed = max(needed, math.ceil((self.evidence.n + 1) / 10) * 10)
         codes: list[Code] = [{"code": "thin_evidence", "n": self.evidence.n, "needed": needed}]
         control = self._control()
-        codes += [self._comparison(lead), *self._out_of_domain(lead), *control, *self._guard(self.sound)]
+        codes += [self._comparison(lead), *self._out_of_domain(lead), *control, *self._top_third()]
+        codes += self._guard(self.sound)
         codes += [self._comparison(arm) for arm in self.sound if arm != lead]
         steps: list[Code] = [{"code": "collect_test_examples", "have": self.evidence.n, "need": needed}]
         steps += [{"code": "rerun_more_seeds"}] if not thin and _has(control, "random_as_good") else []
@@ -101,7 +102,7 @@ class Case:
         if len(equals) > 1:
             codes.append({"code": "cheapest_of_equals", "arm": arm, "equals": list(equals)})
         control = self._control()
-        codes += [*self._out_of_domain(arm), *control]
+        codes += [*self._out_of_domain(arm), *control, *self._top_third()]
         codes += [self._comparison(other) for other in self.sound if other != arm]
         low, high = _PILOT_REQUESTS
         requests = math.ceil(self.assumptions.requests_per_month * _PILOT_SHARE_OF_MONTH)
@@ -126,9 +127,8 @@ class Case:
             reasons=tuple(reasons),
             next_steps=tuple(steps),
             money=tuple(self.money.values()),
-            selected_beats_random=None
-            if control is None
-            else {"difference": control.value, "low": control.low, "high": control.high},
+            selected_beats_random=None if control is None else _plain(control),
+            against_top_third={name: _plain(found) for name, found in self.evidence.against_top_third.items()},
         )
 
     def _lead(self) -> str:
@@ -208,6 +208,20 @@ class Case:
         if difference.decides and difference.value > 0:
             return [{"code": "selected_better_than_random", **numbers}]
         return [{"code": "random_as_good", "arm": SELECTED, **numbers}]
+
+    def _top_third(self) -> list[Code]:
+        """Says of the chosen and of the drawn blocks whether they were better than those next to the output."""
+        codes: list[Code] = []
+        for arm, difference in self.evidence.against_top_third.items():
+            side = "better" if difference.value > 0 else "worse"
+            code: Code = {"code": f"top_third_{side if difference.decides else 'as_good'}", "arm": arm}
+            code |= {"against": RULE_OF_THUMB, "value": difference.value}
+            codes.append(code | {"low": difference.low, "high": difference.high})
+        return codes
+
+
+def _plain(difference: Difference) -> dict[str, float]:
+    return {"difference": difference.value, "low": difference.low, "high": difference.high}
 
 
 def _has(codes: Sequence[Code], name: str) -> bool:

@@ -13,7 +13,8 @@
 6.  The winner must be worth more than U over the horizon (point estimate), otherwise: do not tune.
 7.  Where no arm gains, but the upper end of one is above a gain worth having (`min_gain`, at least 0.02): not enough
     evidence, with the number of test examples that would probably settle it. Otherwise: do not tune.
-8.  Out-of-domain scores are reported, and choose nothing.
+8.  Out-of-domain scores are reported, and choose nothing. Nor do the comparisons among ways of choosing blocks: ``selected``
+    with ``random``, and both with ``top-third`` where that ran.
 
 The recommended arm is U where the decision is ``do_not_tune``, and None where evidence is missing. Confidence is the
 share of paired resamples in which the recommended arm is worth more money than U; where U is recommended, the share in

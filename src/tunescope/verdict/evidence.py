@@ -26,6 +26,8 @@ UNTUNED = ("nothing", "prompt")
 CONTROL = "random"
 """The arm that tunes as much as `selected`, in blocks drawn at random."""
 SELECTED = "selected"
+RULE_OF_THUMB = "top-third"
+"""The arm that tunes as much as `selected`, in the blocks next to the output."""
 BROKEN_RISE = 999.0
 """Stands for a rise of the guard loss that is not finite, in nats per token: records hold finite numbers only."""
 
@@ -41,6 +43,7 @@ class Evidence:
         resamples: arm -> macro means in the same resamples [n_bootstrap].
         differences: (a, b) -> a minus b in-domain, at the level adjusted for the number of tuned arms.
         selected_against_random: the same for selected minus random at the plain level, or None.
+        against_top_third: arm -> the same for selected and for random minus top-third; empty where that did not run.
         out_of_domain: (a, b) -> a minus b on the out-of-domain sets both were measured on, at the plain level.
         guard_rise: arm -> mean guard loss minus that of ``nothing``, in nats per token; empty where not measured.
     """
@@ -51,6 +54,7 @@ class Evidence:
     resamples: Mapping[str, Floats]
     differences: Mapping[tuple[str, str], Difference]
     selected_against_random: Difference | None
+    against_top_third: Mapping[str, Difference]
     out_of_domain: Mapping[tuple[str, str], Difference]
     guard_rise: Mapping[str, float]
 
@@ -98,6 +102,7 @@ def collect(
         return difference_of_resamples(difference, resampled, confidence=level, strata=strata)
 
     both = SELECTED in arms and CONTROL in arms
+    choices = [arm for arm in (SELECTED, CONTROL) if arm in arms and RULE_OF_THUMB in arms]
     return Evidence(
         arms=arms,
         n=len(strata),
@@ -108,6 +113,7 @@ def collect(
         resamples=resamples,
         differences={(a, b): compare(a, b, adjusted) for a, b in permutations(arms, 2)},
         selected_against_random=compare(SELECTED, CONTROL, confidence) if both else None,
+        against_top_third={arm: compare(arm, RULE_OF_THUMB, confidence) for arm in choices},
         out_of_domain=_out_of_domain(ood_scores, arms, confidence=confidence, n_bootstrap=n_bootstrap, seed=seed),
         guard_rise=_guard_rise(guard_losses),
     )

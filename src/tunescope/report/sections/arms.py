@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -14,6 +14,7 @@ from tunescope.report.wording import NONE, Words
 from tunescope.runs.records import Forecast, MoneyLine, Result, Role
 
 KEY = "arms"
+_NUMBERS = frozenset({"difference", "low", "high"})
 
 
 def section(run: RunSource, words: Words) -> Section:
@@ -60,11 +61,25 @@ def meaning(run: RunSource, words: Words) -> str:
         if found:
             parts.append(words("arms.meaning", role=words(f"role.{role}"), found=words("format.semicolon").join(found)))
     control = run.verdict.selected_beats_random if run.verdict else None
-    if control and {"difference", "low", "high"} <= set(control):
-        side = "better" if control["low"] > 0 else "worse" if control["high"] < 0 else "noise"
-        interval = words.interval(control["low"], control["high"], words.points)
-        parts.append(words(f"arms.control_{side}", value=words.points(control["difference"]), interval=interval))
+    if control and set(control) >= _NUMBERS:
+        parts.append(_difference("control", control, words))
+    thirds = run.verdict.against_top_third if run.verdict else {}
+    found = [
+        _difference("top_third", row, words, arm=words.arm(arm)) for arm, row in thirds.items() if set(row) >= _NUMBERS
+    ]
+    if found:
+        against = words.arm("top-third")
+        parts.append(words("arms.top_third", against=against, found=words("format.semicolon").join(found)))
     return words("format.sentences").join(parts) or words("arms.no_meaning")
+
+
+def _difference(what: str, row: Mapping[str, float], words: Words, *, arm: str = "") -> str:
+    """A paired difference between two choices of blocks: better, worse, or inside the noise as the verdict has it."""
+    value, low, high = row["difference"], row["low"], row["high"]
+    decides = (low > 0 or high < 0) and abs(value) > (high - low) / 2
+    side = ("better" if value > 0 else "worse") if decides else "noise"
+    interval = words.interval(low, high, words.points)
+    return words(f"arms.{what}_{side}", value=words.points(value), interval=interval, arm=arm)
 
 
 def quality_cell(row: Result | None, words: Words) -> Cell:

@@ -26,7 +26,7 @@ def section(run: RunSource, words: Words) -> Section:
             text for text in (_ends(found, words), _clusters(found, words)) if text
         ),
         "chart": heat_map(found, words),
-        "note": words("map_tasks.note" if found.tree else "map_tasks.note_flat"),
+        "note": _note(found, words),
         "by_chance": words("map_tasks.by_chance") if shaded else "",
         "table": _table(found, words),
         "tree": tree.inline(map_figures.title_of("dendrogram", found, words)) if tree else None,
@@ -41,10 +41,23 @@ def heat_map(found: LayerMap, words: Words) -> object:
     return drawn.inline(map_figures.title_of("heat_map", found, words)) if drawn else None
 
 
+def _first_block_differs(found: LayerMap) -> bool:
+    """Whether the number of block 0 is of another kind than those of the others: its input at one token is an embedding."""
+    return found.profile == "cka_in_out" and found.states == "last"
+
+
+def _note(found: LayerMap, words: Words) -> str:
+    parts = [words("map_tasks.note" if found.tree else "map_tasks.note_flat")]
+    if _first_block_differs(found):
+        parts.append(words("map_tasks.first_block"))
+    return words("format.sentences").join(parts)
+
+
 def _ends(found: LayerMap, words: Words) -> str:
-    """Where the median over tasks is lowest and highest."""
+    """Where the median over tasks is lowest and highest, among numbers of one kind."""
     row = found.overall(found.profile)
-    places = [i for i, value in enumerate(row.values) if math.isfinite(value)] if row else []
+    first = 1 if _first_block_differs(found) else 0
+    places = [i for i, value in enumerate(row.values) if math.isfinite(value) and i >= first] if row else []
     if row is None or not places:
         return ""
     low, high = min(places, key=lambda i: row.values[i]), max(places, key=lambda i: row.values[i])
