@@ -25,6 +25,9 @@ GROUPS = [
     config.SelectionSettings,
     config.MapSettings,
     config.SpecialistSettings,
+    config.KnowledgeSettings,
+    config.QuestionFileSettings,
+    config.InterventionSettings,
     config.EvaluationSettings,
     config.BusinessSettings,
     config.GateSettings,
@@ -97,6 +100,7 @@ def test_every_default_is_allowed(group: type[BaseModel]) -> None:
             if (group, name) != (config.TaskSettings, "metric"):  # its default needs labels
                 required = {"name": "a", "metric": "chrf"} if group is config.TaskSettings else {}
                 required |= {"tasks": [{"name": "a", "metric": "chrf"}]} if group is config.Config else {}
+                required |= {"file": "a.jsonl"} if group is config.QuestionFileSettings else {}
                 assert getattr(group.model_validate({**required, name: json.loads(text)}), name) == field.default
 
 

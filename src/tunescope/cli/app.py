@@ -227,6 +227,51 @@ def evaluate(
 
 
 @app.command()
+def knowledge(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    tuned: Annotated[
+        Path | None,
+        typer.Option(help="Also compare this tuned model: an adapter, a whole model, or a run.", show_default=False),
+    ] = None,
+    intervene: Annotated[
+        bool, typer.Option("--intervene", help="Also tune on groups of the questions and compare what each does.")
+    ] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    resume: Resume = False,
+) -> None:
+    """Probe what the model already knows of your questions, and what tuning did to it."""
+    from tunescope.cli.knowledge import finish_knowledge, show_knowledge_forecast
+    from tunescope.studies import knowledge as study
+
+    settings = load_config(config, overrides)
+    _blame(settings)
+    with _progress() as progress:
+        if dry_run:
+            forecast = study.preview(settings, tuned=tuned, intervention=intervene, progress=progress)
+        else:
+            folder = study.run(
+                settings,
+                tuned=tuned,
+                intervention=intervene,
+                command=_command(),
+                overrides=overrides or [],
+                resume=resume,
+                progress=progress,
+            )
+    if dry_run:
+        if as_json:
+            print_json({"forecast": forecast.to_dict()})
+        else:
+            show_knowledge_forecast(open_console(stderr=False), forecast.to_dict())
+        return
+    found = finish_knowledge(open_console(stderr=as_json), folder, quiet=as_json)
+    if as_json:
+        print_json(found)
+
+
+@app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write.")] = Path(),
     lang: Annotated[Literal["en", "ja"], typer.Option("--lang", help="Language of comments and sample data.")] = "en",

@@ -1,5 +1,6 @@
 """Settings: one YAML file, checked completely before anything runs."""
 
+from tunescope.config.knowledge import InterventionSettings, KnowledgeSettings, QuestionFileSettings
 from tunescope.config.load import dump, load, validate
 from tunescope.config.models import (
     BLOCK_SCORES,
@@ -26,8 +27,11 @@ __all__ = [
     "DataSettings",
     "EvaluationSettings",
     "GateSettings",
+    "InterventionSettings",
+    "KnowledgeSettings",
     "MapSettings",
     "Metric",
+    "QuestionFileSettings",
     "RegularisationSettings",
     "SelectionSettings",
     "SpecialistSettings",

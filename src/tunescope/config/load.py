@@ -100,6 +100,15 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     layer_map = resolved.get("map")
     if isinstance(layer_map, dict):
         resolved["map"] = {k: absolute(v) if k in ("tuned", "cache") else v for k, v in layer_map.items()}
+    knowledge = resolved.get("knowledge")
+    if isinstance(knowledge, dict):
+        resolved["knowledge"] = {k: absolute(v) if k == "general" else v for k, v in knowledge.items()}
+        files = knowledge.get("questions")
+        if isinstance(files, list):
+            resolved["knowledge"]["questions"] = [
+                {k: absolute(v) if k == "file" else v for k, v in one.items()} if isinstance(one, dict) else one
+                for one in files
+            ]
     model = resolved.get("model")
     if isinstance(model, str) and (model.startswith((".", "~", "/")) or model.endswith(".gguf")):
         resolved["model"] = absolute(model)

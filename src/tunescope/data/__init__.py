@@ -15,6 +15,7 @@ from tunescope.data.example import Example, Message, Task
 from tunescope.data.formats import Format, RowProblem, RowRead, detect_format, example_from_row
 from tunescope.data.lengths import LengthCheck, LengthRow, LengthTable, length_findings
 from tunescope.data.personal import PersonalMatch, check_personal, find_personal
+from tunescope.data.questions import QuestionRow, QuestionsRead, gold_index, read_questions
 from tunescope.data.read import FileRead, read_file
 from tunescope.data.report import DataReport, FileRole, FileSummary, TaskFile, build_report, finding_line
 
@@ -35,6 +36,8 @@ __all__ = [
     "LengthTable",
     "Message",
     "PersonalMatch",
+    "QuestionRow",
+    "QuestionsRead",
     "RowProblem",
     "RowRead",
     "Task",
@@ -51,10 +54,12 @@ __all__ = [
     "example_from_row",
     "find_personal",
     "finding_line",
+    "gold_index",
     "length_findings",
     "noisy",
     "normalise",
     "read_file",
+    "read_questions",
     "token_pieces",
     "vary",
 ]

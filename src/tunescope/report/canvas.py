@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import unicodedata
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -41,7 +42,13 @@ def _advance(char: str) -> float:
     """Width of a character in em: a wide one takes 1, others what they take in DejaVu Sans, broader than the fonts of most readers."""
     if unicodedata.east_asian_width(char) in "WF":
         return 1.0
-    return float(_measure().load_char(ord(char), flags=LoadFlags.NO_HINTING).linearHoriAdvance) / 65536 / 100
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
+        try:
+            glyph = _measure().load_char(ord(char), flags=LoadFlags.NO_HINTING)
+        except RuntimeError:  # a script that the measuring font does not have; the reader's fonts do
+            return 1.0
+    return float(glyph.linearHoriAdvance) / 65536 / 100
 
 
 @functools.cache

@@ -7,10 +7,16 @@ from typing import Any
 
 from tunescope import __version__
 from tunescope.report.page import render, write_json, write_text
-from tunescope.report.sections import IN_ORDER, MAP_IN_ORDER
+from tunescope.report.sections import IN_ORDER, KNOWLEDGE_IN_ORDER, MAP_IN_ORDER
 from tunescope.report.source import RunSource, read_run
 from tunescope.report.wording import Words
 from tunescope.runs.records import SCHEMA_VERSION
+
+# Study with a page of its own -> title, footer, sections; every other study is shown as a proof of concept.
+PAGES = {
+    "map": ("map.report", "map.footer", MAP_IN_ORDER),
+    "knowledge": ("knowledge.report", "knowledge.footer", KNOWLEDGE_IN_ORDER),
+}
 
 
 def build(run_folder: Path, *, lang: str | None = None) -> Path:
@@ -32,12 +38,10 @@ def build(run_folder: Path, *, lang: str | None = None) -> Path:
     """
     run = read_run(run_folder)
     words = words_of(run, lang)
-    is_map = run.study == "map"
-    order = [part for part in MAP_IN_ORDER if part.KEY != "data" or run.data] if is_map else IN_ORDER
-    sections = [module.section(run, words) for module in order]
-    study = (
-        {"title": "map.report", "footer": "map.footer"} if is_map else {"title": "page.report", "footer": "page.footer"}
-    )
+    title, footer, order = PAGES.get(run.study, ("page.report", "page.footer", IN_ORDER))
+    own = run.study in PAGES  # such a run may stand without data of its own
+    sections = [part.section(run, words) for part in order if part.KEY != "data" or run.data or not own]
+    study = {"title": title, "footer": footer}
     shown = {"run": run.name, "sections": sections, "facts": page_facts(run), "study": study}
     page = render("report.html.j2", words, lang=words.lang, **shown)
     path = run_folder / "report.html"

@@ -16,6 +16,7 @@ import yaml
 
 from tunescope.errors import RunError
 from tunescope.report.checked import mapping, record, records
+from tunescope.report.knowledge import Knowledge, read_knowledge
 from tunescope.report.layer_map import LayerMap, read_map
 from tunescope.runs.records import (
     SCHEMA_VERSION,
@@ -62,6 +63,7 @@ class RunSource:
         scores: numbers per block.
         selections: arm -> the weights that may move.
         layer_map: the layer map, or None.
+        knowledge: the knowledge study, or None.
         results: measured numbers.
         samples: test examples with every arm's answer.
         forecast: arm -> cost expected before the run.
@@ -83,6 +85,7 @@ class RunSource:
     scores: tuple[LayerScores, ...]
     selections: Mapping[str, Selection]
     layer_map: LayerMap | None
+    knowledge: Knowledge | None
     results: tuple[Result, ...]
     samples: tuple[Sample, ...]
     forecast: Mapping[str, Forecast]
@@ -168,6 +171,7 @@ def read_run(folder: Path) -> RunSource:
             for arm, row in mapping(layers.get("selections"), layer_path).items()
         },
         layer_map=read_map(layers, layer_path),
+        knowledge=read_knowledge(_read_json(folder / "knowledge.json"), folder / "knowledge.json"),
         results=records(Result, _read_json(folder / "results.json").get("results"), folder / "results.json"),
         samples=records(Sample, _read_jsonl(folder / "samples.jsonl"), folder / "samples.jsonl"),
         forecast={row.arm: row for row in records(Forecast, costs.get("forecast"), cost_path)},

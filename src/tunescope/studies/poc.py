@@ -17,6 +17,7 @@ from tunescope.studies.arms import measure_arm, remove_scratch, tune_arm
 from tunescope.studies.choose import choose
 from tunescope.studies.conclude import write_costs, write_results, write_verdict
 from tunescope.studies.forecast import forecast_arms
+from tunescope.studies.knowledge_poc import check_knowledge, probe_knowledge
 from tunescope.studies.machine import release_memory
 from tunescope.studies.plan import settle
 from tunescope.studies.progress import Progress, Silent
@@ -58,6 +59,7 @@ def run(
         return _through_gate(config, whole)
     approve.gate(RunFolder(config.output_dir), required=config.approval == "required")
     checked = check(config, progress)
+    check_knowledge(config, checked)
     folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
     with folder.locked():
         bench = begin(checked, folder, command, progress, overrides=overrides)
@@ -83,7 +85,8 @@ def run(
 
         folder.set_status("running", stage="decide")
         progress.stage("compare the arms")
-        write_verdict(bench, write_results(bench, [cost.arm for cost in costs]), costs)
+        verdict = write_verdict(bench, write_results(bench, [cost.arm for cost in costs]), costs)
+        probe_knowledge(bench, verdict.arm, progress)
         write_costs(bench, settled.forecasts, costs, settled.preparation_seconds)
         remove_scratch(folder)
         folder.set_status("done", stage="done")

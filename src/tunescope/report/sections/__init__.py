@@ -10,6 +10,14 @@ from tunescope.report.sections import (
     data,
     forecast,
     gaps,
+    knowledge,
+    knowledge_advice,
+    knowledge_change,
+    knowledge_limits,
+    knowledge_overview,
+    knowledge_probe,
+    knowledge_sets,
+    knowledge_style,
     layers,
     map_bands,
     map_causal,
@@ -26,7 +34,18 @@ from tunescope.report.sections import (
     tasks,
 )
 
-IN_ORDER = (overview, arms, tasks, money, forecast, risk, layers, curves, data, samples, gaps, reproduce)
+IN_ORDER = (overview, arms, tasks, money, forecast, risk, layers, knowledge, curves, data, samples, gaps, reproduce)
 MAP_IN_ORDER = (map_overview, map_tasks, map_bands, map_causal, map_proposals, map_limits, map_method, data, reproduce)
+KNOWLEDGE_IN_ORDER = (
+    knowledge_overview,
+    knowledge_probe,
+    knowledge_advice,
+    knowledge_change,
+    knowledge_style,
+    knowledge_sets,
+    knowledge_limits,
+    data,
+    reproduce,
+)
 
-__all__ = ["IN_ORDER", "MAP_IN_ORDER"]
+__all__ = ["IN_ORDER", "KNOWLEDGE_IN_ORDER", "MAP_IN_ORDER"]
