@@ -32,6 +32,7 @@ ROWS = {
     "tunescope.layers": 2,
     "tunescope.select": 2,
     "tunescope.metrics": 2,
+    "tunescope.replay": 2,
     "tunescope.testing": 2,  # for tests and doctests; nothing may import it
     "tunescope.engine": 3,
     "tunescope.evaluate": 3,
@@ -41,7 +42,7 @@ ROWS = {
     "tunescope.cli": 5,
     "tunescope.__main__": 6,
 }
-WITHOUT_TORCH = ("errors", "config", "runs", "metrics", "verdict", "report", "samples", "cli")
+WITHOUT_TORCH = ("errors", "config", "runs", "metrics", "replay", "verdict", "report", "samples", "cli")
 NEEDS_TORCH = {"torch", "transformers", "peft", "accelerate"}
 VAGUE_NAMES = {"util", "utils", "helper", "helpers", "manager", "common", "misc"}
 
