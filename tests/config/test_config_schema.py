@@ -25,6 +25,8 @@ GROUPS = [
     config.SelectionSettings,
     config.MapSettings,
     config.SpecialistSettings,
+    config.ReplaySettings,
+    config.TagSettings,
     config.EvaluationSettings,
     config.BusinessSettings,
     config.GateSettings,

@@ -15,11 +15,14 @@ from tunescope.config.models import (
     SpecialistSettings,
     TaskSettings,
 )
+from tunescope.config.replay import INSTRUCTION_POLICIES, ORDERS, ReplaySettings, TagSettings
 from tunescope.config.schema import json_schema, markdown
 from tunescope.config.tuning import RegularisationSettings, TuningSettings
 
 __all__ = [
     "BLOCK_SCORES",
+    "INSTRUCTION_POLICIES",
+    "ORDERS",
     "Arm",
     "BusinessSettings",
     "Config",
@@ -29,8 +32,10 @@ __all__ = [
     "MapSettings",
     "Metric",
     "RegularisationSettings",
+    "ReplaySettings",
     "SelectionSettings",
     "SpecialistSettings",
+    "TagSettings",
     "TaskSettings",
     "TuningSettings",
     "dump",

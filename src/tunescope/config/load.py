@@ -100,6 +100,12 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     layer_map = resolved.get("map")
     if isinstance(layer_map, dict):
         resolved["map"] = {k: absolute(v) if k in ("tuned", "cache") else v for k, v in layer_map.items()}
+    replay = resolved.get("replay")
+    if isinstance(replay, dict):
+        inner = {k: absolute(v) if k == "onto" else v for k, v in replay.items()}
+        if isinstance(inner.get("tags"), dict):
+            inner["tags"] = {k: absolute(v) if k == "file" else v for k, v in inner["tags"].items()}
+        resolved["replay"] = inner
     model = resolved.get("model")
     if isinstance(model, str) and (model.startswith((".", "~", "/")) or model.endswith(".gguf")):
         resolved["model"] = absolute(model)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tunescope import __version__
 from tunescope.report.page import render, write_json, write_text
-from tunescope.report.sections import IN_ORDER, MAP_IN_ORDER
+from tunescope.report.sections import IN_ORDER, MAP_IN_ORDER, STREAM_IN_ORDER
 from tunescope.report.source import RunSource, read_run
 from tunescope.report.wording import Words
 from tunescope.runs.records import SCHEMA_VERSION
@@ -33,11 +33,11 @@ def build(run_folder: Path, *, lang: str | None = None) -> Path:
     run = read_run(run_folder)
     words = words_of(run, lang)
     is_map = run.study == "map"
-    order = [part for part in MAP_IN_ORDER if part.KEY != "data" or run.data] if is_map else IN_ORDER
-    sections = [module.section(run, words) for module in order]
-    study = (
-        {"title": "map.report", "footer": "map.footer"} if is_map else {"title": "page.report", "footer": "page.footer"}
-    )
+    order = STREAM_IN_ORDER if run.study == "learn" else IN_ORDER
+    modules = [part for part in MAP_IN_ORDER if part.KEY != "data" or run.data] if is_map else list(order)
+    sections = [module.section(run, words) for module in modules]
+    kind = "map" if is_map else "stream" if run.study == "learn" else "page"
+    study = {"title": f"{kind}.report", "footer": f"{kind}.footer"}
     shown = {"run": run.name, "sections": sections, "facts": page_facts(run), "study": study}
     page = render("report.html.j2", words, lang=words.lang, **shown)
     path = run_folder / "report.html"

@@ -23,10 +23,26 @@ from tunescope.report.sections import (
     reproduce,
     risk,
     samples,
+    stream_allocation,
+    stream_bias,
+    stream_curves,
+    stream_matrix,
+    stream_overview,
     tasks,
 )
 
 IN_ORDER = (overview, arms, tasks, money, forecast, risk, layers, curves, data, samples, gaps, reproduce)
 MAP_IN_ORDER = (map_overview, map_tasks, map_bands, map_causal, map_proposals, map_limits, map_method, data, reproduce)
 
-__all__ = ["IN_ORDER", "MAP_IN_ORDER"]
+STREAM_IN_ORDER = (
+    stream_overview,
+    stream_matrix,
+    stream_curves,
+    stream_allocation,
+    stream_bias,
+    curves,
+    data,
+    reproduce,
+)
+
+__all__ = ["IN_ORDER", "MAP_IN_ORDER", "STREAM_IN_ORDER"]
