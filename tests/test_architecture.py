@@ -33,6 +33,7 @@ ROWS = {
     "tunescope.select": 2,
     "tunescope.knowledge": 2,
     "tunescope.metrics": 2,
+    "tunescope.replay": 2,
     "tunescope.testing": 2,  # for tests and doctests; nothing may import it
     "tunescope.engine": 3,
     "tunescope.evaluate": 3,
@@ -42,7 +43,7 @@ ROWS = {
     "tunescope.cli": 5,
     "tunescope.__main__": 6,
 }
-WITHOUT_TORCH = ("errors", "config", "runs", "knowledge", "metrics", "verdict", "report", "samples", "cli")
+WITHOUT_TORCH = ("errors", "config", "runs", "knowledge", "metrics", "replay", "verdict", "report", "samples", "cli")
 NEEDS_TORCH = {"torch", "transformers", "peft", "accelerate"}
 VAGUE_NAMES = {"util", "utils", "helper", "helpers", "manager", "common", "misc"}
 

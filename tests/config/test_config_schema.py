@@ -28,6 +28,8 @@ GROUPS = [
     config.KnowledgeSettings,
     config.QuestionFileSettings,
     config.InterventionSettings,
+    config.ReplaySettings,
+    config.TagSettings,
     config.EvaluationSettings,
     config.BusinessSettings,
     config.GateSettings,

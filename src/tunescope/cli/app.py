@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tunescope.cli.groups import add_groups
+from tunescope.cli.learn import add_learn
 from tunescope.cli.shared import (
     AsJson,
     ConfigFile,
@@ -407,3 +408,6 @@ def _progress() -> Any:
 
 def _command() -> str:
     return shlex.join(["tunescope", *sys.argv[1:]])
+
+
+add_learn(app, _blame)

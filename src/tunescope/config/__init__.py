@@ -16,11 +16,14 @@ from tunescope.config.models import (
     SpecialistSettings,
     TaskSettings,
 )
+from tunescope.config.replay import INSTRUCTION_POLICIES, ORDERS, ReplaySettings, TagSettings
 from tunescope.config.schema import json_schema, markdown
 from tunescope.config.tuning import RegularisationSettings, TuningSettings
 
 __all__ = [
     "BLOCK_SCORES",
+    "INSTRUCTION_POLICIES",
+    "ORDERS",
     "Arm",
     "BusinessSettings",
     "Config",
@@ -33,8 +36,10 @@ __all__ = [
     "Metric",
     "QuestionFileSettings",
     "RegularisationSettings",
+    "ReplaySettings",
     "SelectionSettings",
     "SpecialistSettings",
+    "TagSettings",
     "TaskSettings",
     "TuningSettings",
     "dump",

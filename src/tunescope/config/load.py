@@ -109,6 +109,12 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
                 {k: absolute(v) if k == "file" else v for k, v in one.items()} if isinstance(one, dict) else one
                 for one in files
             ]
+    replay = resolved.get("replay")
+    if isinstance(replay, dict):
+        inner = {k: absolute(v) if k == "onto" else v for k, v in replay.items()}
+        if isinstance(inner.get("tags"), dict):
+            inner["tags"] = {k: absolute(v) if k == "file" else v for k, v in inner["tags"].items()}
+        resolved["replay"] = inner
     model = resolved.get("model")
     if isinstance(model, str) and (model.startswith((".", "~", "/")) or model.endswith(".gguf")):
         resolved["model"] = absolute(model)

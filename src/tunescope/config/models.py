@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tunescope.config.knowledge import KnowledgeSettings
+from tunescope.config.replay import ReplaySettings
 from tunescope.config.settings import FilePath, PathList, Settings
 from tunescope.config.tuning import TuningSettings
 
@@ -375,6 +376,7 @@ class Config(Settings):
     selection: SelectionSettings = Field(SelectionSettings(), validate_default=True)
     map: MapSettings = Field(MapSettings(), validate_default=True)
     knowledge: KnowledgeSettings = KnowledgeSettings()
+    replay: ReplaySettings = ReplaySettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     business: BusinessSettings = BusinessSettings()
     gate: GateSettings = GateSettings()

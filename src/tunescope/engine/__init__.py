@@ -14,6 +14,7 @@ from tunescope.engine.moving import (
     to_inference,
 )
 from tunescope.engine.regularise import base_entries, decay_entries_, smoothed_losses
+from tunescope.engine.restart import load_saved, saved_selection
 from tunescope.engine.terms import L2SP, KLToBase, Term
 from tunescope.engine.tuner import Recipe, Tuner, load_weights, pieces, scheduled
 from tunescope.engine.weights import attach, check_fits, save, weight_bytes
@@ -40,6 +41,7 @@ __all__ = [
     "check_selection",
     "decay_entries_",
     "describe",
+    "load_saved",
     "load_weights",
     "pieces",
     "prepare",
@@ -47,6 +49,7 @@ __all__ = [
     "race_steps",
     "read_tensors",
     "save",
+    "saved_selection",
     "scheduled",
     "smoothed_losses",
     "to_inference",

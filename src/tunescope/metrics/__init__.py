@@ -32,7 +32,7 @@ from tunescope.metrics.classification import (
     macro_f1_contributions,
     macro_f1_statistic,
 )
-from tunescope.metrics.continual import backward_transfer, forgetting, relative_gain
+from tunescope.metrics.continual import backward_transfer, forgetting, forward_transfer, relative_gain
 from tunescope.metrics.fields import json_fields
 from tunescope.metrics.margins import wilson
 from tunescope.metrics.text import (
@@ -73,6 +73,7 @@ __all__ = [
     "expected_calibration_error",
     "fold",
     "forgetting",
+    "forward_transfer",
     "interval",
     "interval_of",
     "json_fields",

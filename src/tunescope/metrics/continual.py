@@ -62,6 +62,43 @@ def backward_transfer(scores: Matrix) -> float:
     return sum(matrix[last][j] - matrix[j][j] for j in range(last)) / last
 
 
+def forward_transfer(scores: Matrix, base: Sequence[float]) -> float:
+    """Gives what learning the tasks before it brought to a task before it was learnt itself, on average.
+
+    Args:
+        scores: a row per stage (see the module), at least two; row i has to reach task i + 1.
+        base: the score of the untuned model, for every task.
+
+    Returns:
+        ``mean_j(scores[j - 1][j] - base[j])`` over the tasks after the first, in the unit of the scores; positive is a gain.
+
+    Raises:
+        ValueError: if there are fewer than two stages, a row is too short or too long, a score is not finite, or `base` has another
+            length than there are tasks.
+
+    Source:
+        Lopez-Paz & Ranzato (2017), section 2, equation 4. Theirs compares with a model of random weights, ours with the model before
+        the first stage.
+
+    Example:
+        >>> round(forward_transfer([[0.9, 0.4], [0.7, 0.8]], base=[0.5, 0.1]), 3)
+        0.3
+    """
+    matrix = _check(scores, n_stages_needed=2)
+    if len(base) != len(matrix) or not all(math.isfinite(score) for score in base):
+        raise ValueError(
+            f"base has {len(base)} numbers for {len(matrix)} tasks: give one finite score of the untuned model per task"
+        )
+    gains = []
+    for j in range(1, len(matrix)):
+        if len(matrix[j - 1]) <= j:
+            raise ValueError(
+                f"scores[{j - 1}] has {len(matrix[j - 1])} numbers: forward transfer needs task {j} measured before it is learnt"
+            )
+        gains.append(matrix[j - 1][j] - float(base[j]))
+    return sum(gains) / len(gains)
+
+
 def relative_gain(scores: Matrix, upper: Sequence[float]) -> float:
     """Gives how much of an expert's score the earlier tasks still reach after the last stage, in percent.
 

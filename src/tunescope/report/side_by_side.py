@@ -16,6 +16,7 @@ from tunescope.report.sections.arms import quality_cell
 from tunescope.report.select_results import OVERALL, group_by_file, headline
 from tunescope.report.single import words_of
 from tunescope.report.source import RunSource, read_run
+from tunescope.report.stream_compare import compare_streams
 from tunescope.report.tables import ROLES, Cell, Table, number
 from tunescope.report.wording import NONE, Words, shorten
 from tunescope.runs.records import MoneyLine, Role
@@ -76,6 +77,9 @@ def compare(run_folders: Sequence[Path], *, out: Path, lang: str | None = None) 
     read = [read_run(folder) for folder in run_folders]
     _refuse_maps(read)
     runs = _named(read)
+    if any(run.study == "learn" for run in read):
+        _refuse_mixed(read)
+        return compare_streams(runs, out=out, lang=lang)
     words = words_of(next(iter(runs.values())), lang)
     sets = scored_sets(runs)
     differing = [found for found in sets if found.everywhere and not found.same]
@@ -108,6 +112,16 @@ def _refuse_maps(runs: Sequence[RunSource]) -> None:
         raise RunError(
             f"{', '.join(maps)}: of study map, which has no scores to put side by side (study: "
             f"{', '.join(f'{run.name} {run.study}' for run in runs)}); give runs of poc or evaluate, or one map alone"
+        )
+
+
+def _refuse_mixed(runs: Sequence[RunSource]) -> None:
+    """A stream has a score per stage and a proof of concept one per arm: neither can be held against the other."""
+    others = [run for run in runs if run.study != "learn"]
+    if others:
+        raise RunError(
+            f"{', '.join(run.name for run in others)}: of study {others[0].study or 'unknown'}, and the others are streams of learn, which are "
+            "measured after every stage; compare streams with streams"
         )
 
 

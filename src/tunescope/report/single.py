@@ -7,7 +7,7 @@ from typing import Any
 
 from tunescope import __version__
 from tunescope.report.page import render, write_json, write_text
-from tunescope.report.sections import IN_ORDER, KNOWLEDGE_IN_ORDER, MAP_IN_ORDER
+from tunescope.report.sections import IN_ORDER, KNOWLEDGE_IN_ORDER, MAP_IN_ORDER, STREAM_IN_ORDER
 from tunescope.report.source import RunSource, read_run
 from tunescope.report.wording import Words
 from tunescope.runs.records import SCHEMA_VERSION
@@ -16,6 +16,7 @@ from tunescope.runs.records import SCHEMA_VERSION
 PAGES = {
     "map": ("map.report", "map.footer", MAP_IN_ORDER),
     "knowledge": ("knowledge.report", "knowledge.footer", KNOWLEDGE_IN_ORDER),
+    "learn": ("stream.report", "stream.footer", STREAM_IN_ORDER),
 }
 
 

@@ -94,10 +94,13 @@ def test_groups(inputs: Inputs) -> list[Group]:
     return groups
 
 
-def tune_arm(bench: Bench, arm: str, selection: Selection, progress: Progress) -> Forecast:
+def tune_arm(
+    bench: Bench, arm: str, selection: Selection, progress: Progress, *, start: Path | None = None
+) -> Forecast:
     """Tunes one arm, saves its weights under ``weights/<arm>``, and returns what that cost.
 
-    Repeated after a kill it continues from the last checkpoint; repeated after it ended it returns what was recorded.
+    Repeated after a kill it continues from the last checkpoint; repeated after it ended it returns what was recorded. With `start`, a
+    folder of saved weights of the same selection, it goes on from them and not from the base model.
     """
     folder = bench.run.path / "arms" / arm
     if (folder / "tuned.json").is_file():
@@ -120,6 +123,8 @@ def tune_arm(bench: Bench, arm: str, selection: Selection, progress: Progress) -
         )
         models.save_memory(moving.model, longest(config, bench.inputs, bench.chat, train))
         terms = loss_terms(config, bench.inputs, bench.chat, moving)
+        if start is not None:  # after the terms, which hold on to the base model
+            engine.load_saved(moving, start)
         progress.note(f"{arm}: {engine.describe(moving).splitlines()[0]}")
         bench.run.write_json(
             f"arms/{arm}/moves.json", {"selection": moving.selection.to_dict(), "text": engine.describe(moving)}

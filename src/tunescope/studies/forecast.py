@@ -177,7 +177,8 @@ def _tuning_forecast(
         records = list(engine.Tuner(moving, rows, recipe, arm=arm).steps())
         term_seconds = _seconds_of_terms(terms, moving)
         # A held-out check, which may need more memory than a step.
-        _fullest_pass(bench, moving.model, bench.inputs.validation)
+        with moving.compute():
+            _fullest_pass(bench, moving.model, bench.inputs.validation)
     per_token = records[-1].seconds / records[-1].tokens
     epoch_tokens = sum(len(e) for e in train)
     steps_per_epoch = -(-len(train) // tuning.batch_size)

@@ -31,6 +31,11 @@ from tunescope.report.sections import (
     reproduce,
     risk,
     samples,
+    stream_allocation,
+    stream_bias,
+    stream_curves,
+    stream_matrix,
+    stream_overview,
     tasks,
 )
 
@@ -48,4 +53,15 @@ KNOWLEDGE_IN_ORDER = (
     reproduce,
 )
 
-__all__ = ["IN_ORDER", "KNOWLEDGE_IN_ORDER", "MAP_IN_ORDER"]
+STREAM_IN_ORDER = (
+    stream_overview,
+    stream_matrix,
+    stream_curves,
+    stream_allocation,
+    stream_bias,
+    curves,
+    data,
+    reproduce,
+)
+
+__all__ = ["IN_ORDER", "KNOWLEDGE_IN_ORDER", "MAP_IN_ORDER", "STREAM_IN_ORDER"]
