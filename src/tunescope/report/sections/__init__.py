@@ -8,8 +8,10 @@ from tunescope.report.sections import (
     arms,
     curves,
     data,
+    data_amount,
     forecast,
     gaps,
+    generalisation,
     layers,
     map_bands,
     map_causal,
@@ -26,7 +28,22 @@ from tunescope.report.sections import (
     tasks,
 )
 
-IN_ORDER = (overview, arms, tasks, money, forecast, risk, layers, curves, data, samples, gaps, reproduce)
+IN_ORDER = (
+    overview,
+    arms,
+    tasks,
+    generalisation,
+    money,
+    forecast,
+    risk,
+    layers,
+    curves,
+    data_amount,
+    data,
+    samples,
+    gaps,
+    reproduce,
+)
 MAP_IN_ORDER = (map_overview, map_tasks, map_bands, map_causal, map_proposals, map_limits, map_method, data, reproduce)
 
 __all__ = ["IN_ORDER", "MAP_IN_ORDER"]

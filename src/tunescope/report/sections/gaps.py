@@ -12,7 +12,11 @@ KEY = "gaps"
 def section(run: RunSource, words: Words) -> Section:
     """Returns the questions to which the run has no answer."""
     arms = set(run.arms)
-    gaps = ["knowledge", "data_amount", "rephrasing"]  # no study of these writes into a run folder yet
+    gaps = ["knowledge"]
+    if not run.data_curves:
+        gaps.append("data_amount")
+    if not run.reworded:
+        gaps.append("rephrasing")
     if not any(row.role == "out_of_domain" for row in run.results):
         gaps.append("out_of_domain")
     if not any(row.role == "guard" for row in run.results):
