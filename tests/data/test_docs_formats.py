@@ -37,7 +37,13 @@ def test_the_table_of_codes_is_that_of_the_source():
     source = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
     raised = set(re.findall(r'(?:found\.add|RowProblem|_RowError|UnusableError)\(\s*"(\w+)"', source))
     raised |= set(
-        re.findall(r'Finding\(\s*"(\w+)"', (folder.parent / "studies" / "inputs.py").read_text(encoding="utf-8"))
+        re.findall(
+            r'Finding\(\s*"(\w+)"',
+            "".join(
+                (folder.parent / "studies" / name).read_text(encoding="utf-8")
+                for name in ("inputs.py", "demonstrations.py")
+            ),
+        )
     )
     raised |= {f"personal_{kind}" for kind in ("email", "phone", "card", "iban", "my_number")}
     described = set(re.findall(r"^\| `(\w+)` \| (?:error|warning|info)", PAGE, re.MULTILINE))

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from tunescope.config.models import Config
+from tunescope.runs.generalisation import CurvePoint, DataCurve, MatrixCell, Rewording, WeightChange
 from tunescope.runs.records import (
     SCHEMA_VERSION,
     Answer,
@@ -67,6 +68,8 @@ def make_run(path: Path, *, lang: str = "en", seed: int = 0, decision: str = "tu
     _json(path / "costs.json", _costs(rng))
     _json(path / "verdict.json", _verdict(results, decision).to_dict())
     _json(path / "risk.json", {"risks": [risk.to_dict() for risk in _risks(rng)]})
+    _json(path / "generalisation.json", _generalisation(results))
+    _json(path / "curve.json", {"curves": [curve.to_dict() for curve in _data_curves()], "seconds": 812.0})
     _jsonl(
         path / "ledger.jsonl",
         [
@@ -93,6 +96,66 @@ def make_run(path: Path, *, lang: str = "en", seed: int = 0, decision: str = "tu
         },
     )
     return path
+
+
+def _generalisation(results: list[Result]) -> dict[str, Any]:
+    cells = [
+        MatrixCell(
+            arm=row.arm,
+            task=row.task,
+            dataset=row.dataset,
+            role=row.role,
+            relation="other" if row.task == "policy" else "same",
+            metric=row.metric,
+            n=row.n,
+            value=row.value,
+            low=row.low,
+            high=row.high,
+            difference=row.difference,
+            difference_low=row.difference_low,
+            difference_high=row.difference_high,
+            noise_floor=row.noise_floor,
+            collapse_rate=0.3
+            if row.task == "summary" and row.arm == "lora-all"
+            else 0.0
+            if row.task in METRIC
+            else None,
+            unrelated_rate=0.35 if row.task in METRIC else None,
+            demonstrations=2 if row.arm == "prompt" else 0,
+        )
+        for row in results
+        if row.role != "guard"
+    ]
+    changes = [
+        WeightChange(
+            arm,
+            2e-5 * (1 + i),
+            {f"block.{b}": 3e-5 * (b in CHOSEN[arm]) for b in range(N_BLOCKS)},
+            changed_fraction=0.3,
+        )
+        for i, arm in enumerate(TUNED)
+    ]
+    reworded = [
+        Rewording(arm, "routing", "routing.test", "in_domain", 50, 2, 0.8 + 0.04 * i, 0.7, 0.95, 0.6, (0.58, 0.61))
+        for i, arm in enumerate(ARMS)
+    ]
+    return {
+        "cells": [cell.to_dict() for cell in cells],
+        "weight_change": [row.to_dict() for row in changes],
+        "reworded": [row.to_dict() for row in reworded],
+        "paraphrases": {"routing": ["Who should get this?", HOSTILE[0]]},
+    }
+
+
+def _data_curves() -> list[DataCurve]:
+    points = tuple(
+        CurvePoint(n, n / 256, 0.82 - 2 * n**-0.5, 0.79 - 2 * n**-0.5, 0.85 - 2 * n**-0.5, 60.0 * (n < 256))
+        for n in (32, 64, 128, 256)
+    )
+    known = {"floor": 0.18, "scale": 2.0, "exponent": 0.5}
+    told = DataCurve("selected", "in_domain", points, 0.41, **known, gain=0.036, gain_low=0.01, gain_high=0.07)
+    refused = {"why": "too_wide", "details": {"low": 0.0, "high": 0.31, "fall": 0.2}}
+    return [told, DataCurve("selected", "out_of_domain", points, 0.38, **known, **refused)]  # type: ignore[arg-type]
 
 
 def _json(path: Path, values: dict[str, Any]) -> None:
@@ -602,6 +665,12 @@ def _risks(rng: random.Random) -> list[Risk]:
                     None if reach is None else 0.047,
                     0.02 * rng.random(),
                     0.05 * rng.random(),
+                    None if reach is None else 0.74,
+                    "validation",
+                    64,
+                    0 if reach is None else round(n * (1 - reach)),
+                    None if reach is None else 0.02,
+                    None if reach is None else 0.09,
                 )
             )
     return rows

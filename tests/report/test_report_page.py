@@ -20,11 +20,13 @@ SECTIONS = (
     "overview",
     "arms",
     "tasks",
+    "generalisation",
     "money",
     "forecast",
     "risk",
     "layers",
     "curves",
+    "data_amount",
     "data",
     "samples",
     "reproduce",
@@ -120,7 +122,7 @@ def test_every_chart_stands_with_a_table(built: tuple[str, str]) -> None:
     sections = re.findall(r"<section id=\"(\w+)\".*?</section>", built[1], flags=re.DOTALL)
     bodies = dict(zip(sections, re.findall(r"<section id=.*?</section>", built[1], flags=re.DOTALL), strict=True))
     drawn = {key for key, body in bodies.items() if "<svg" in body} - {"overview"}
-    assert drawn == {"arms", "money", "risk", "layers", "curves"}
+    assert drawn == {"arms", "generalisation", "money", "risk", "layers", "curves", "data_amount"}
     assert all("<table" in bodies[key] for key in drawn)
 
 

@@ -10,7 +10,7 @@ from pages import Page
 
 from tunescope import report
 from tunescope.errors import RunError, UserError
-from tunescope.report.source import FILES, read_run
+from tunescope.report.source import CURVE, FILES, GENERALISATION, read_run
 
 JSON_FILES = [name for name in FILES if name.endswith(".json")]
 
@@ -36,7 +36,7 @@ def test_any_one_file_may_be_missing(run: Path, name: str) -> None:
 
 @pytest.mark.parametrize("lang", ["en", "ja"])
 def test_a_tuning_run_without_evaluation_has_a_report(run: Path, lang: str) -> None:
-    for name in FILES:
+    for name in (*FILES, GENERALISATION, CURVE):
         if name not in ("config.yaml", "environment.json", "steps.jsonl", "status.json"):
             (run / name).unlink()
     page = Page(report.build(run, lang=lang).read_text(encoding="utf-8"))

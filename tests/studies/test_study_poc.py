@@ -46,6 +46,7 @@ FILES = {
     "plan.yaml",
     "results.json",
     "risk.json",
+    "generalisation.json",
     "samples.jsonl",
     "costs.json",
     "verdict.json",

@@ -1,5 +1,6 @@
 """Settings: one YAML file, checked completely before anything runs."""
 
+from tunescope.config.demonstrations import DemonstrationSettings
 from tunescope.config.knowledge import InterventionSettings, KnowledgeSettings, QuestionFileSettings
 from tunescope.config.load import dump, load, validate
 from tunescope.config.models import (
@@ -28,6 +29,7 @@ __all__ = [
     "BusinessSettings",
     "Config",
     "DataSettings",
+    "DemonstrationSettings",
     "EvaluationSettings",
     "GateSettings",
     "InterventionSettings",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     Field,
@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from tunescope.config.demonstrations import DemonstrationSettings
 from tunescope.config.knowledge import KnowledgeSettings
 from tunescope.config.replay import ReplaySettings
 from tunescope.config.settings import FilePath, PathList, Settings
@@ -78,6 +79,13 @@ class TaskSettings(Settings):
         description="Other wordings of the instruction, for training alone: every epoch reads one of them or the row's own; "
         "{instruction} in one stands for the row's own.",
     )
+    paraphrases: tuple[str, ...] = Field(
+        (),
+        description="Other wordings of the instruction, for testing alone: how often does an answer stay the same? Written like templates.",
+    )
+    demonstrations: DemonstrationSettings | None = Field(
+        None, description="Finished examples before every prompt (tuning with in-context learning)."
+    )
 
     @field_validator("labels")
     @classmethod
@@ -91,13 +99,15 @@ class TaskSettings(Settings):
                 raise ValueError("a label is empty")
         return labels
 
-    @field_validator("templates")
+    @field_validator("templates", "paraphrases")
     @classmethod
-    def _templates_are_instructions(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+    def _templates_are_instructions(cls, templates: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if any(not template.strip() for template in templates):
             raise ValueError("a template is empty")
         if wrong := [template for template in templates if "{input}" in template]:
             raise ValueError(f"{wrong[0]!r} names {{input}}, which always follows the instruction: leave it out")
+        if info.field_name == "paraphrases" and len(set(templates)) != len(templates):
+            raise ValueError("a wording is listed twice")
         return templates
 
     @field_validator("metric")
@@ -313,6 +323,29 @@ class EvaluationSettings(Settings):
     n_bootstrap: int = Field(2000, ge=200, le=100_000, description="Resamples for the intervals.")
     samples: int = Field(24, ge=0, le=1000, description="Examples shown side by side in the report.")
     latency_requests: int = Field(12, ge=0, le=1000, description="Single requests timed per arm; 0 = do not time.")
+    max_error_rate: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="Wanted error rate of the answers that no person sees; the report says what share has to go to one for it.",
+    )
+    paraphrase_examples: int = Field(
+        50, ge=1, le=100_000, description="Examples per test file that are asked again in the task's `paraphrases`."
+    )
+    curve: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (),
+        description="Shares of the training examples that the recommended arm is tuned on again, such as [0.125, 0.25, 0.5]: how much would more "
+        "data bring? Empty: do not.",
+    )
+
+    @field_validator("curve")
+    @classmethod
+    def _shares_rise(cls, curve: tuple[float, ...]) -> tuple[float, ...]:
+        if list(curve) != sorted(set(curve)):
+            raise ValueError(
+                "the shares must rise and differ, such as [0.125, 0.25, 0.5]; all examples are always the last point"
+            )
+        return curve
 
 
 class BusinessSettings(Settings):
@@ -397,6 +430,17 @@ class Config(Settings):
         if twice:
             raise ValidationError.from_exception_data("tasks", twice)
         return tasks
+
+    @field_validator("tuning")
+    @classmethod
+    def _one_source_of_demonstrations(cls, tuning: TuningSettings, info: ValidationInfo) -> TuningSettings:
+        fixed = [t.name for t in info.data.get("tasks", ()) if t.demonstrations and "train" in t.demonstrations.at]
+        if fixed and tuning.regularisation.demonstrations:
+            raise ValueError(
+                f"regularisation.demonstrations draws examples before training prompts, and task {fixed[0]!r} has its own demonstrations; set "
+                "regularisation.demonstrations to 0, or leave train out of the task's demonstrations.at"
+            )
+        return tuning
 
     @field_validator("arms")
     @classmethod

@@ -10,6 +10,7 @@ from tunescope.data.check import (
     check_leakage,
     normalise,
 )
+from tunescope.data.demonstrate import Demonstrations, prompt_key
 from tunescope.data.encode import ChatFormat, Encoded, token_pieces
 from tunescope.data.example import Example, Message, Task
 from tunescope.data.formats import Format, RowProblem, RowRead, detect_format, example_from_row
@@ -23,6 +24,7 @@ __all__ = [
     "Augmentation",
     "ChatFormat",
     "DataReport",
+    "Demonstrations",
     "DuplicateCheck",
     "Encoded",
     "Example",
@@ -58,6 +60,7 @@ __all__ = [
     "length_findings",
     "noisy",
     "normalise",
+    "prompt_key",
     "read_file",
     "read_questions",
     "token_pieces",

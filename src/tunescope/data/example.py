@@ -53,6 +53,7 @@ class Example:
         if self.system is not None:
             chat.append({"role": "system", "content": self.system})
         for shown in demonstrations:
+            chat += [{"role": role, "content": text} for role, text in shown.history]
             chat.append({"role": "user", "content": shown.prompt_text})
             chat.append({"role": "assistant", "content": shown.targets[0]})
         chat += [{"role": role, "content": text} for role, text in self.history]
@@ -73,6 +74,7 @@ class Task:
         validation: held-out slice of the training examples.
         test: in-domain test examples.
         out_of_domain: name of the data set -> examples.
+        set_aside: file -> its first rows, kept out of tuning and scoring to be shown as demonstrations.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Task:
     validation: tuple[Example, ...] = ()
     test: tuple[Example, ...] = ()
     out_of_domain: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
+    set_aside: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
 
     @property
     def version(self) -> str:

@@ -1,6 +1,7 @@
 """The tuning engine: what moves, the loop, checkpoints, saved weights, and what it all costs."""
 
 from tunescope.engine.base import check_base
+from tunescope.engine.change import weight_change
 from tunescope.engine.checkpoint import read_tensors, write_tensors
 from tunescope.engine.fit import CANDIDATES, Checks, Fit, Outcome, Race, race, race_steps, validation_loss
 from tunescope.engine.meter import Meter
@@ -55,5 +56,6 @@ __all__ = [
     "to_inference",
     "validation_loss",
     "weight_bytes",
+    "weight_change",
     "write_tensors",
 ]

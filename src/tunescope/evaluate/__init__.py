@@ -1,6 +1,6 @@
-"""Measure every arm the same way: answers, results with intervals, risk, speed."""
+"""Measure every arm the same way: answers, results with intervals, generalisation, risk, speed."""
 
-from tunescope.evaluate.answers import Answering, answer
+from tunescope.evaluate.answers import Answering, answer, same_start
 from tunescope.evaluate.choices import (
     FewShot,
     answer_text,
@@ -13,28 +13,42 @@ from tunescope.evaluate.choices import (
     show,
     zero_shot,
 )
+from tunescope.evaluate.findings import Crossed, Finding, Measured, check, verdict_of
+from tunescope.evaluate.matrix import matrix, reworded
 from tunescope.evaluate.ranks import token_ranks
-from tunescope.evaluate.results import BASE_ARM, Scored, risks, summarise
+from tunescope.evaluate.results import BASE_ARM, Scored, mean_over_tasks, summarise
+from tunescope.evaluate.risk import collapse_rate, risks, unrelated_rate
 from tunescope.evaluate.speed import batch_noise, latencies
 
 __all__ = [
     "BASE_ARM",
     "Answering",
+    "Crossed",
     "FewShot",
+    "Finding",
+    "Measured",
     "Scored",
     "answer",
     "answer_text",
     "batch_noise",
     "by_text",
     "chat_example",
+    "check",
     "check_context",
+    "collapse_rate",
     "few_shot",
     "latencies",
     "letter_format",
+    "matrix",
+    "mean_over_tasks",
     "plain_ids",
+    "reworded",
     "risks",
+    "same_start",
     "show",
     "summarise",
     "token_ranks",
+    "unrelated_rate",
+    "verdict_of",
     "zero_shot",
 ]

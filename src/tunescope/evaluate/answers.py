@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from tunescope.data import ChatFormat, Example
+from tunescope.data import ChatFormat, Example, prompt_key
 from tunescope.errors import DataError
 from tunescope.metrics import SCORERS, best_over_references, unrelated_flags
 from tunescope.models import continuation_logprobs, greedy
 from tunescope.runs.records import Answer
+
+_ROWS_WORTH_A_START = 4  # fewer rows with the same demonstrations than this, on average, and larger batches save more
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Answering:
     Attributes:
         metric: name of the metric of generated answers.
         labels: the allowed answers, or None for free text.
-        demonstrations: examples that stand before every question.
+        demonstrations: finished examples that stand before every question, or a function that gives those of one.
         other_labels: labels of other tasks, to notice a model that collapsed to them.
         max_new_tokens: longest generated answer.
         batch_tokens: tokens per forward pass.
@@ -30,10 +32,14 @@ class Answering:
 
     metric: str
     labels: tuple[str, ...] | None = None
-    demonstrations: tuple[Example, ...] = ()
+    demonstrations: Sequence[Example] | Callable[[Example], Sequence[Example]] = ()
     other_labels: Collection[str] = ()
     max_new_tokens: int = 64
     batch_tokens: int = 2048
+
+    def shown(self, example: Example) -> Sequence[Example]:
+        """Returns the demonstrations that stand before an example."""
+        return self.demonstrations(example) if callable(self.demonstrations) else self.demonstrations
 
 
 def answer(
@@ -69,16 +75,47 @@ def answer(
         >>> sorted(answer(tiny_model(), ChatFormat(byte_tokenizer()), [example], how)[0].probabilities)
         ['hr', 'it']
     """
-    shown = {(d.instruction, d.input) for d in how.demonstrations}
-    if leaked := [e for e in examples if (e.instruction, e.input) in shown]:
-        raise DataError(
-            f"{leaked[0].file}:{leaked[0].line}: this example is also a demonstration, so its answer would stand in the prompt; "
-            "remove it from one of the two"
-        )
-    prompts = [chat.encode(e, demonstrations=how.demonstrations).prompt_ids for e in examples]
-    if how.labels is not None:
-        return _label_answers(model, chat, examples, prompts, how, done)
-    return _generated_answers(model, chat, examples, prompts, how, done)
+    shown = [how.shown(e) for e in examples]
+    for example, before in zip(examples, shown, strict=True):
+        if before and prompt_key(example) in map(prompt_key, before):
+            raise DataError(
+                f"{example.file}:{example.line}: this example is also a demonstration, so its answer would stand in the prompt; "
+                "remove it from one of the two"
+            )
+    prompts = [chat.encode(e, demonstrations=before).prompt_ids for e, before in zip(examples, shown, strict=True)]
+    answers: list[Answer | None] = [None] * len(examples)
+    for part in same_start(examples, how):
+        mine = [examples[i] for i in part]
+        method = _label_answers if how.labels is not None else _generated_answers
+        for i, given in zip(part, method(model, chat, mine, [prompts[i] for i in part], how, done), strict=True):
+            answers[i] = given
+    return [a for a in answers if a is not None]
+
+
+def same_start(examples: Sequence[Example], how: Answering) -> list[list[int]]:
+    """Groups examples that go through the model together, so that fixed demonstrations are read once.
+
+    Args:
+        examples: what is answered.
+        how: gives the demonstrations of each.
+
+    Returns:
+        Indices into `examples`, every one once, groups in order of appearance: a group for each set of demonstrations; all in one where
+        nearly every example has its own, since then there is nothing to share.
+
+    Example:
+        >>> rows = [Example(str(i), "t", f"question {i}", "", ("yes",)) for i in range(12)]
+        >>> [len(part) for part in same_start(rows[2:], Answering("rouge_l", demonstrations=rows[:2]))]
+        [10]
+        >>> ten_each = Answering("rouge_l", demonstrations=lambda e: rows[:1] if int(e.id) < 7 else rows[1:2])
+        >>> [len(part) for part in same_start(rows[2:], ten_each)]
+        [5, 5]
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, example in enumerate(examples):
+        start = tuple((e.file, e.id, e.history, e.prompt_text, e.targets[0]) for e in how.shown(example))
+        groups.setdefault(start, []).append(i)
+    return list(groups.values()) if len(examples) >= _ROWS_WORTH_A_START * len(groups) else [list(range(len(examples)))]
 
 
 def _label_answers(
@@ -124,6 +161,7 @@ def _generated_answers(
                 references=example.targets,
                 other_labels=how.other_labels,
                 hit_limit=generated.hit_limit,
+                shown=[shown.targets[0] for shown in how.shown(example)],
             )
             answers[index] = Answer(text, best_over_references(score, text, example.targets), flags=flags)
         done(len(batch))

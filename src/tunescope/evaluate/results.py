@@ -1,25 +1,23 @@
-"""From answers to results: means with intervals, differences to the untuned model, and risk."""
+"""From answers to results: means with intervals, and differences to the untuned model."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tunescope.metrics import (
-    choose_human_share,
     difference_of,
-    expected_calibration_error,
     interval,
     interval_of,
     macro_f1_statistic,
     paired_difference,
-    risk_coverage,
 )
-from tunescope.runs.records import Answer, Result, Risk, Role
+from tunescope.runs.records import Answer, Result, Role
 
 BASE_ARM = "nothing"
 
@@ -75,79 +73,30 @@ def summarise(
     Returns:
         The results, file by file and arm by arm, the means (task ``*``) last.
     """
-    settings = {"n_bootstrap": n_bootstrap, "confidence": confidence, "seed": seed}
+    settings: dict[str, Any] = {"n_bootstrap": n_bootstrap, "confidence": confidence, "seed": seed}
     results = [_one(item, arm, settings) for item in scored for arm in item.answers]
     roles: list[Role] = ["in_domain", "out_of_domain"]
     for role in roles:
         items = [item for item in scored if item.role == role]
         if len({item.task for item in items}) > 1:
-            results += [_mean(items, arm, role, settings) for arm in items[0].answers]
+            results += [mean_over_tasks(items, arm, role, **settings) for arm in items[0].answers]
     return [dataclasses.replace(r, seed=seed if r.arm in tuned else None) for r in results]
 
 
-def risks(scored: Sequence[Scored], *, seed: int, target_error: float = 0.05) -> list[Risk]:
-    """Returns calibration and risk–coverage per arm and role over the label tasks, and the rates of unrelated output over the others.
-
-    Args:
-        scored: the answers.
-        seed: of the split in which the share for people is chosen and checked.
-        target_error: wanted error rate of the automatic answers.
-    """
-    found = []
-    roles: list[Role] = ["in_domain", "out_of_domain"]
-    for role in roles:
-        items = [item for item in scored if item.role == role]
-        for arm in items[0].answers if items else ():
-            labelled = [a for item in items if item.labels is not None for a in item.answers[arm]]
-            free = [a for item in items if item.labels is None for a in item.answers[arm]]
-            found.append(_risk(arm, role, labelled, free, seed, target_error))
-    return found
-
-
-def _risk(
-    arm: str, role: Role, labelled: Sequence[Answer], free: Sequence[Answer], seed: int, target_error: float
-) -> Risk:
-    collapse = unrelated = None
-    if free:
-        collapse = sum("label_of_other_task" in a.flags for a in free) / len(free)
-        unrelated = sum(bool(a.flags) for a in free) / len(free)
-    n = len(labelled)
-    if n < 2:
-        return Risk(arm, role, n, None, (), (), None, None, target_error, None, collapse, unrelated)
-    confidence = np.array([a.confidence for a in labelled], dtype=np.float64)
-    correct = np.array([a.score for a in labelled], dtype=np.float64)
-    curve = risk_coverage(confidence, correct)
-    human = choose_human_share(confidence, correct, target_error, seed)
-    return Risk(
-        arm=arm,
-        role=role,
-        n=n,
-        ece=expected_calibration_error(confidence, correct),
-        coverage=curve.coverage,
-        risk=curve.risk,
-        area=curve.area,
-        human_share=human.share,
-        target_error=target_error,
-        checked_error=human.checked_error,
-        collapse_rate=collapse,
-        unrelated_rate=unrelated,
-    )
-
-
-def _one(item: Scored, arm: str, settings: dict[str, float]) -> Result:
+def _one(item: Scored, arm: str, settings: dict[str, Any]) -> Result:
     bounded = item.role != "guard"
     values = item.scores(arm)
     compared = arm != BASE_ARM and BASE_ARM in item.answers
     if item.metric == "macro_f1" and item.labels is not None:
         own = macro_f1_statistic([a.text for a in item.answers[arm]], item.references, item.labels)
-        here = interval_of(own, len(values), **settings)  # type: ignore[arg-type]
+        here = interval_of(own, len(values), **settings)
         difference = None
         if compared:
             other = macro_f1_statistic([a.text for a in item.answers[BASE_ARM]], item.references, item.labels)
-            difference = difference_of(own, other, len(values), **settings)  # type: ignore[arg-type]
+            difference = difference_of(own, other, len(values), **settings)
     else:
-        here = interval(values, bounded=bounded, **settings)  # type: ignore[arg-type]
-        difference = paired_difference(values, item.scores(BASE_ARM), bounded=bounded, **settings) if compared else None  # type: ignore[arg-type]
+        here = interval(values, bounded=bounded, **settings)
+        difference = paired_difference(values, item.scores(BASE_ARM), bounded=bounded, **settings) if compared else None
     return Result(
         arm=arm,
         task=item.task,
@@ -167,14 +116,33 @@ def _one(item: Scored, arm: str, settings: dict[str, float]) -> Result:
     )
 
 
-def _mean(items: Sequence[Scored], arm: str, role: Role, settings: dict[str, float]) -> Result:
+def mean_over_tasks(
+    items: Sequence[Scored],
+    arm: str,
+    role: Role,
+    *,
+    seed: int,
+    n_bootstrap: int = 2000,
+    confidence: float = 0.95,
+) -> Result:
+    """Returns the mean over tasks of one arm, every task weighing the same, and its paired difference to ``nothing``.
+
+    Args:
+        items: answers to at least one test file, all with the arm.
+        arm: its name.
+        role: of the files, for the record.
+        seed: of the resamples.
+        n_bootstrap: resamples.
+        confidence: level of the intervals.
+    """
+    settings: dict[str, Any] = {"n_bootstrap": n_bootstrap, "confidence": confidence, "seed": seed}
     values = np.concatenate([item.scores(arm) for item in items])
     strata = [item.task for item in items for _ in item.references]
-    here = interval(values, strata=strata, **settings)  # type: ignore[arg-type]
+    here = interval(values, strata=strata, **settings)
     difference = None
     if arm != BASE_ARM and BASE_ARM in items[0].answers:
         base = np.concatenate([item.scores(BASE_ARM) for item in items])
-        difference = paired_difference(values, base, strata=strata, **settings)  # type: ignore[arg-type]
+        difference = paired_difference(values, base, strata=strata, **settings)
     return Result(
         arm=arm,
         task="*",

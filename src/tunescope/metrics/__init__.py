@@ -21,8 +21,11 @@ from tunescope.metrics.bootstrap import (
 from tunescope.metrics.calibration import (
     HumanShare,
     RiskCoverage,
+    check_threshold,
     choose_human_share,
+    choose_threshold,
     expected_calibration_error,
+    halves,
     risk_coverage,
 )
 from tunescope.metrics.classification import (
@@ -33,8 +36,10 @@ from tunescope.metrics.classification import (
     macro_f1_statistic,
 )
 from tunescope.metrics.continual import backward_transfer, forgetting, forward_transfer, relative_gain
+from tunescope.metrics.crossed import crossed_difference, resample_seeds_and_examples
 from tunescope.metrics.fields import json_fields
 from tunescope.metrics.margins import wilson
+from tunescope.metrics.power_law import DataForecast, PowerLaw, fit_power_law, forecast_gain
 from tunescope.metrics.text import (
     best_over_references,
     chrf,
@@ -57,23 +62,31 @@ SCORERS: dict[str, Callable[[str, str], float]] = {
 
 __all__ = [
     "SCORERS",
+    "DataForecast",
     "Difference",
     "HumanShare",
     "Interval",
+    "PowerLaw",
     "RiskCoverage",
     "accuracy",
     "backward_transfer",
     "best_over_references",
+    "check_threshold",
     "choose_human_share",
+    "choose_threshold",
     "chrf",
     "correctness",
+    "crossed_difference",
     "difference_of",
     "difference_of_resamples",
     "exact_match",
     "expected_calibration_error",
+    "fit_power_law",
     "fold",
+    "forecast_gain",
     "forgetting",
     "forward_transfer",
+    "halves",
     "interval",
     "interval_of",
     "json_fields",
@@ -83,6 +96,7 @@ __all__ = [
     "normalise",
     "paired_difference",
     "relative_gain",
+    "resample_seeds_and_examples",
     "resampled_means",
     "risk_coverage",
     "rouge_l",

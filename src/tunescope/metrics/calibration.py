@@ -120,13 +120,90 @@ def risk_coverage(confidence: Sequence[float] | Floats, correct: Sequence[float]
     )
 
 
+def choose_threshold(
+    confidence: Sequence[float] | Floats, correct: Sequence[float] | Floats, target_error: float
+) -> float | None:
+    """Gives the lowest confidence from which answers may stay automatic within an error rate.
+
+    Args:
+        confidence: n probabilities of the chosen answer, in [0, 1], of held-out examples: never of those that check the choice.
+        correct: n times 0 or 1.
+        target_error: highest acceptable error rate of the automatic answers, in [0, 1].
+
+    Returns:
+        The threshold: answers with at least this confidence stay automatic. None if even the surest answers are wrong too often.
+
+    Raises:
+        ValueError: if the arrays are empty, differ in length or leave [0, 1], or `target_error` does.
+
+    Source:
+        Geifman & El-Yaniv (2017), algorithm 1 (selection with guaranteed risk); ours gives no guarantee with a probability. It is to be
+        checked with `check_threshold` on examples that took no part in the choice, which is easier to explain and needs fewer examples.
+
+    Example:
+        >>> choose_threshold([0.9, 0.8, 0.8, 0.6], [1, 1, 1, 0], target_error=0.05)
+        0.8
+    """
+    if not 0 <= target_error <= 1:
+        raise ValueError(f"target_error is {target_error}: it is a share, use a number in [0, 1]")
+    curve = risk_coverage(confidence, correct)
+    within = [point for point, risk in enumerate(curve.risk) if risk <= target_error]
+    return curve.threshold[within[-1]] if within else None
+
+
+def check_threshold(
+    confidence: Sequence[float] | Floats, correct: Sequence[float] | Floats, threshold: float
+) -> HumanShare:
+    """Says what a threshold does on examples that took no part in choosing it.
+
+    Args:
+        confidence: n probabilities of the chosen answer, in [0, 1].
+        correct: n times 0 or 1.
+        threshold: answers with at least this confidence stay automatic.
+
+    Returns:
+        The share for a person here (`share` and `checked_share` alike), and the error rate of the rest.
+
+    Raises:
+        ValueError: if the arrays are empty, differ in length or leave [0, 1].
+
+    Example:
+        >>> found = check_threshold([0.9, 0.7, 0.5], [1, 0, 0], threshold=0.7)
+        >>> round(found.share, 3), found.checked_error, found.n_checked
+        (0.333, 0.5, 2)
+    """
+    sure, right = _check(confidence, correct)
+    automatic = sure >= threshold
+    error = float(1 - right[automatic].mean()) if automatic.any() else None
+    share = float(1 - automatic.mean())
+    return HumanShare(share, threshold, error, share, int(automatic.sum()))
+
+
+def halves(n: int, seed: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Splits n examples at random: the smaller half to choose a threshold on, the other to check it.
+
+    Args:
+        n: number of examples.
+        seed: of the split.
+
+    Returns:
+        Indices of both parts, ``n // 2`` of them in the first.
+
+    Example:
+        >>> [len(part) for part in halves(5, seed=0)]
+        [2, 3]
+    """
+    order = np.random.default_rng(seed).permutation(n)
+    return order[: n // 2], order[n // 2 :]
+
+
 def choose_human_share(
     confidence: Sequence[float] | Floats, correct: Sequence[float] | Floats, target_error: float, seed: int
 ) -> HumanShare:
     """Chooses the smallest share of answers for a person that keeps the rest within an error rate, and checks it.
 
-    The choice is made on a random half of the examples; the error rate to believe is `checked_error`, from the other
-    half, because the chosen threshold flatters the half it was chosen on.
+    For where there are no held-out examples: the choice is made on a random half of the examples; the error rate to believe is
+    `checked_error`, from the other half, because the chosen threshold flatters the half it was chosen on.
 
     Args:
         confidence: n probabilities of the chosen answer, in [0, 1].
@@ -141,9 +218,7 @@ def choose_human_share(
         ValueError: if the arrays are empty, differ in length or leave [0, 1], or `target_error` does.
 
     Source:
-        Geifman & El-Yaniv (2017), algorithm 1 (selection with guaranteed risk); ours gives no guarantee with a
-        probability but a check on examples that took no part in the choice, which is easier to explain and needs fewer
-        examples.
+        As `choose_threshold`.
 
     Example:
         >>> chosen = choose_human_share([0.9] * 20 + [0.4] * 20, [1] * 20 + [0] * 20, target_error=0.05, seed=0)
@@ -155,17 +230,17 @@ def choose_human_share(
         raise ValueError(f"target_error is {target_error}: it is a share, use a number in [0, 1]")
     if len(sure) < 2:
         return HumanShare(None, None, None, None, 0)
-    order = np.random.default_rng(seed).permutation(len(sure))
-    chosen_on, checked_on = order[: len(order) // 2], order[len(order) // 2 :]
-    curve = risk_coverage(sure[chosen_on], right[chosen_on])
-    within = [point for point, risk in enumerate(curve.risk) if risk <= target_error]
-    if not within:
+    chosen_on, checked_on = halves(len(sure), seed)
+    threshold = choose_threshold(sure[chosen_on], right[chosen_on], target_error)
+    if threshold is None:
         return HumanShare(None, None, None, None, 0)
-    threshold = curve.threshold[within[-1]]
-    automatic = sure[checked_on] >= threshold
-    error = float(1 - right[checked_on][automatic].mean()) if automatic.any() else None
+    found = check_threshold(sure[checked_on], right[checked_on], threshold)
     return HumanShare(
-        1 - curve.coverage[within[-1]], threshold, error, float(1 - automatic.mean()), int(automatic.sum())
+        float((sure[chosen_on] < threshold).mean()),
+        threshold,
+        found.checked_error,
+        found.checked_share,
+        found.n_checked,
     )
 
 

@@ -2,6 +2,7 @@
 
 * ``empty``: no visible character.
 * ``label_of_other_task``: the whole output is a label of another task, and no right answer.
+* ``copies_demonstration``: the whole output is the answer of an example that stood in the prompt, and no right answer.
 * ``copies_prompt``: at least 90 % of the output's 4-grams of tokens stand in the prompt, the output either begins like
   the prompt (8 tokens) or holds half of the prompt's 4-grams, and no right answer does the same; an output or a prompt
   under 8 tokens must be equal to the other.
@@ -36,7 +37,13 @@ _FEWEST_REPEATED = 30
 
 
 def unrelated_flags(
-    output: str, *, prompt: str, references: Sequence[str], other_labels: Collection[str], hit_limit: bool
+    output: str,
+    *,
+    prompt: str,
+    references: Sequence[str],
+    other_labels: Collection[str],
+    hit_limit: bool,
+    shown: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Says by which rules an output has nothing to do with the instruction; see the list at the top.
 
@@ -46,6 +53,7 @@ def unrelated_flags(
         references: the right answers; what they do is never flagged.
         other_labels: labels of the other tasks of the study.
         hit_limit: the generation ended because the token limit was reached.
+        shown: answers of the finished examples that stood in the prompt.
 
     Returns:
         The flags in the order of the list; empty if the output is an honest try.
@@ -63,6 +71,8 @@ def unrelated_flags(
     if answer not in right:
         if answer in {normalise(label) for label in other_labels}:
             flags.append("label_of_other_task")
+        if answer in {normalise(text) for text in shown}:
+            flags.append("copies_demonstration")
         if _copies(output, prompt) and not any(_copies(reference, prompt) for reference in references):
             flags.append("copies_prompt")
         if _wrong_script(output, prompt, references):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tunescope.errors import RunError
 from tunescope.report.checked import mapping, record, records
 from tunescope.report.knowledge import Knowledge, read_knowledge
 from tunescope.report.layer_map import LayerMap, read_map
+from tunescope.runs.generalisation import CurvePoint, DataCurve, MatrixCell, Rewording, WeightChange
 from tunescope.runs.records import (
     SCHEMA_VERSION,
     Finding,
@@ -33,6 +34,8 @@ from tunescope.runs.records import (
     Verdict,
 )
 
+GENERALISATION = "generalisation.json"
+CURVE = "curve.json"
 FILES = (
     "config.yaml",
     "environment.json",
@@ -71,6 +74,11 @@ class RunSource:
         totals: the other numbers of ``costs.json``.
         verdict: the verdict, or None.
         risks: calibration and risk–coverage per arm and role.
+        cells: the generalisation matrix.
+        weight_change: how far the weights of each tuned arm moved.
+        reworded: what other wordings of the instruction do to answers.
+        paraphrases: task -> these wordings.
+        data_curves: quality over the number of training examples.
         ledger: the rows of the ledger; not verified here.
         status: state of the run, or empty.
         missing: names of the files that are not there.
@@ -93,6 +101,11 @@ class RunSource:
     totals: Mapping[str, Any]
     verdict: Verdict | None
     risks: tuple[Risk, ...]
+    cells: tuple[MatrixCell, ...]
+    weight_change: tuple[WeightChange, ...]
+    reworded: tuple[Rewording, ...]
+    paraphrases: Mapping[str, Sequence[str]]
+    data_curves: tuple[DataCurve, ...]
     ledger: tuple[Mapping[str, Any], ...]
     status: Mapping[str, Any]
     missing: tuple[str, ...]
@@ -156,7 +169,7 @@ def read_run(folder: Path) -> RunSource:
     if len(missing) == len(FILES):
         raise RunError(f"{folder}: not a run folder, it holds none of {', '.join(FILES)}")
     data, layers, costs = (_read_json(folder / name) for name in ("data.json", "layers.json", "costs.json"))
-    verdict = _read_json(folder / "verdict.json")
+    verdict, generalised = _read_json(folder / "verdict.json"), _read_json(folder / GENERALISATION)
     layer_path, cost_path = folder / "layers.json", folder / "costs.json"
     return RunSource(
         folder=folder.resolve(),
@@ -179,6 +192,11 @@ def read_run(folder: Path) -> RunSource:
         totals={key: value for key, value in costs.items() if isinstance(value, int | float)},
         verdict=_verdict(verdict, folder / "verdict.json") if verdict else None,
         risks=records(Risk, _read_json(folder / "risk.json").get("risks"), folder / "risk.json"),
+        cells=records(MatrixCell, generalised.get("cells"), folder / GENERALISATION),
+        weight_change=records(WeightChange, generalised.get("weight_change"), folder / GENERALISATION),
+        reworded=records(Rewording, generalised.get("reworded"), folder / GENERALISATION),
+        paraphrases=mapping(generalised.get("paraphrases"), folder / GENERALISATION),
+        data_curves=_data_curves(folder / CURVE),
         ledger=tuple(_read_jsonl(folder / "ledger.jsonl")),
         status=_read_json(folder / "status.json"),
         missing=missing,
@@ -247,6 +265,15 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             lines.pop()
     return [_parse(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _data_curves(path: Path) -> tuple[DataCurve, ...]:
+    rows = _read_json(path).get("curves")
+    found = records(DataCurve, rows, path)
+    return tuple(
+        dataclasses.replace(curve, points=records(CurvePoint, list(row["points"]), path))
+        for curve, row in zip(found, rows or (), strict=True)
+    )
 
 
 def _verdict(values: dict[str, Any], path: Path) -> Verdict:

@@ -270,7 +270,8 @@ class Answer(Record):
         score: of this answer, in [0, 1]; for the guard set the loss in nats per token.
         confidence: probability of the chosen label among the labels; None for generated text.
         probabilities: label -> probability, None for generated text.
-        flags: instruction-unrelated output: ``empty``, ``label_of_other_task``, ``copies_prompt``, ``wrong_script``, ``endless``.
+        flags: instruction-unrelated output: ``empty``, ``label_of_other_task``, ``copies_demonstration``, ``copies_prompt``, ``wrong_script``,
+            ``endless``.
     """
 
     text: str
@@ -393,12 +394,19 @@ class Risk(Record):
         coverage: shares of answers kept, most confident first.
         risk: error rate among the kept answers at each coverage.
         area: area under the risk–coverage curve (AURC).
-        human_share: share of answers to hand to a person for an error rate of at most ``target_error``, chosen on half of
-            the examples and checked on the other half; None if it cannot be reached.
-        target_error: the wanted error rate.
-        checked_error: error rate of the automatic answers on the other half, or None.
+        human_share: share of the checked answers that go to a person under the rule "hand over what is less sure than ``threshold``"; None
+            where no threshold reaches ``target_error``.
+        target_error: the wanted error rate of the automatic answers.
+        checked_error: error rate of the automatic answers among those checked, or None where there are none.
         collapse_rate: share of generated answers that are a label of another task.
         unrelated_rate: share of generated answers that are instruction-unrelated by any rule.
+        threshold: lowest confidence at which an answer stays automatic; the same in both roles, or None.
+        chosen_on: on what the threshold was chosen: ``validation`` (the held-out slice), ``half`` (a random half of the in-domain test
+            examples, the other half checks it), or empty. Never on out-of-domain examples.
+        n_chosen: examples that it was chosen on.
+        n_checked: automatic answers behind ``checked_error``.
+        checked_low: lower end of the Wilson interval of ``checked_error``, or None.
+        checked_high: upper end of it, or None.
     """
 
     arm: str
@@ -413,3 +421,9 @@ class Risk(Record):
     checked_error: float | None
     collapse_rate: float | None
     unrelated_rate: float | None
+    threshold: float | None = None
+    chosen_on: str = ""
+    n_chosen: int = 0
+    n_checked: int = 0
+    checked_low: float | None = None
+    checked_high: float | None = None

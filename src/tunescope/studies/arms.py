@@ -18,7 +18,9 @@ from tunescope.errors import ConfigError
 from tunescope.models import Loaded, Located
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Answer, Forecast, Role, Selection, StepRecord
-from tunescope.studies.inputs import GUARD, Inputs, demonstrations, encode_all
+from tunescope.studies.beside import TRAINING, Beside, tuned_on
+from tunescope.studies.demonstrations import at_test, encode_training
+from tunescope.studies.inputs import GUARD, Inputs, encode_all
 from tunescope.studies.machine import trim_heap
 from tunescope.studies.mask_files import mask_of
 from tunescope.studies.progress import Progress, ticker
@@ -57,7 +59,7 @@ class Bench:
         tuning = self.config.tuning
         per_epoch = -(-n_train // tuning.batch_size)
         every = max(1, per_epoch // tuning.checks_per_epoch)
-        validation = encode_all(self.chat, self.inputs.validation)
+        validation = encode_training(self.config, self.inputs.tasks, self.chat, self.inputs.validation)
         return engine.Checks(validation, every, tuning.patience, self.config.evaluation.batch_tokens)
 
 
@@ -156,6 +158,7 @@ def tune_arm(
             base=bench.located.name,
             base_sha256=loaded.info.sha256,
         )
+        bench.run.write_json(f"weights/{arm}/{TRAINING}", tuned_on(bench.config, bench.inputs.tasks))
     records = [r for r in bench.run.read_jsonl("steps.jsonl") if r["arm"] == arm]
     cost = Forecast(
         arm=arm,
@@ -252,10 +255,12 @@ def measure_arm(bench: Bench, arm: str, cost: Forecast, progress: Progress, *, w
         return Forecast.from_dict(bench.run.read_json(name)["cost"])
     settings = bench.config.evaluation
     groups = test_groups(bench.inputs)
-    progress.stage(f"{arm}: measure", sum(len(g.examples) for g in groups) + settings.latency_requests)
+    beside = Beside(bench.config, bench.inputs.tasks)
+    progress.stage(f"{arm}: measure", sum(len(g.examples) for g in groups) + beside.count + settings.latency_requests)
     loaded = bench.load()
     if weights is None and arm in TUNED:
         weights = bench.run.path / "weights" / arm
+    change = engine.weight_change(loaded, weights, arm=arm) if weights else None
     model = _tuned_model(bench, loaded, weights) if weights else loaded.model
     with engine.Meter(bench.device) as meter:
         rows: list[dict[str, Any]] = []
@@ -280,6 +285,13 @@ def measure_arm(bench: Bench, arm: str, cost: Forecast, progress: Progress, *, w
                 for x in losses
             ]
             progress.advance(len(losses))
+        asked_beside = beside.ask(
+            arm,
+            [Answer.from_dict(row["answer"]) for row in rows if row["role"] != "guard"],
+            lambda task, examples: evaluate.answer(
+                model, bench.chat, examples, answering(bench, task, arm), done=ticker(progress)
+            ),
+        )
     timed = evaluate.latencies(model, bench.chat, _requests(bench, arm))
     progress.advance(settings.latency_requests)
     cost = dataclasses.replace(
@@ -290,7 +302,9 @@ def measure_arm(bench: Bench, arm: str, cost: Forecast, progress: Progress, *, w
         latency_p95_seconds=timed[1] if timed else None,
     )
     bench.run.write_jsonl(f"arms/{arm}/answers.jsonl", rows)
-    bench.run.write_json(name, {"cost": cost.to_dict()})
+    bench.run.write_json(
+        name, {"cost": cost.to_dict(), "weight_change": change.to_dict() if change else None, **asked_beside}
+    )
     return cost
 
 
@@ -305,7 +319,7 @@ def answering(bench: Bench, task_name: str, arm: str) -> evaluate.Answering:
     """Returns how an arm answers a task."""
     task = next(t for t in bench.inputs.tasks if t.name == task_name)
     settings = bench.config.evaluation
-    shown = demonstrations(task, settings.demonstrations) if arm == Arm.PROMPT else ()
+    shown = at_test(bench.config, task, arm)
     others = {label for t in bench.inputs.tasks if t.name != task_name for label in t.labels or ()}
     return evaluate.Answering(task.metric, task.labels, shown, others, settings.max_new_tokens, settings.batch_tokens)
 

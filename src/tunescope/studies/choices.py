@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tunescope import config as settings
 from tunescope.config import Arm, Config
 from tunescope.errors import ConfigError
+from tunescope.metrics import resample_seeds_and_examples
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast
 from tunescope.studies.arms import measure_arm, remove_scratch, tune_arm
@@ -130,7 +131,7 @@ def compare(
         for other in names[i + 1 :]:
             gaps = {task: values - scores[other][task] for task, values in scores[name].items()}
             by_seed = _macro(gaps)
-            low, high = np.quantile(_resampled(gaps, n_bootstrap, seed), [tail, 1 - tail]).tolist()
+            low, high = np.quantile(resample_seeds_and_examples(gaps, n_bootstrap, seed), [tail, 1 - tail]).tolist()
             rows.append(
                 {
                     "choice": name,
@@ -195,19 +196,6 @@ def _macro(scores: ByTask) -> Floats:
     """Mean over tasks of the mean over examples: (n_seeds,)."""
     means: Floats = np.mean([values.mean(axis=1) for values in scores.values()], axis=0)
     return means
-
-
-def _resampled(gaps: ByTask, n_bootstrap: int, seed: int) -> Floats:
-    """Mean differences (n_bootstrap,) of resampled seeds, and of examples resampled within each task."""
-    random = np.random.default_rng([seed, 0xC401CE])
-    n_seeds = len(next(iter(gaps.values())))
-    seeds = random.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), n_bootstrap) / n_seeds
-    draws = np.zeros(n_bootstrap)
-    for values in gaps.values():
-        n = values.shape[1]
-        examples = random.multinomial(n, np.full(n, 1 / n), n_bootstrap) / n
-        draws += ((seeds @ values) * examples).sum(axis=1) / len(gaps)
-    return draws
 
 
 def _blocks(folder: RunFolder, arm: Arm) -> list[str]:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tunescope import evaluate, verdict
 from tunescope.evaluate import Scored
-from tunescope.runs.records import Forecast, Sample, Verdict
+from tunescope.runs.records import Answer, Forecast, Risk, Sample, Verdict
 from tunescope.studies.arms import TUNED, Bench, read_scored, test_groups
+from tunescope.studies.generalise import write_generalisation
 from tunescope.studies.setup import record
 
 
-def write_results(bench: Bench, arms: Sequence[str]) -> list[Scored]:
-    """Writes ``results.json``, ``samples.jsonl`` and ``risk.json`` from the arms' answers."""
+def write_results(bench: Bench, arms: Sequence[str], weights: Mapping[str, Path] | None = None) -> list[Scored]:
+    """Writes ``results.json``, ``generalisation.json``, ``samples.jsonl`` and ``risk.json`` from the arms' answers.
+
+    Args:
+        bench: what all arms share.
+        arms: all arms, all measured.
+        weights: arm -> folder, of arms that are not the run's own.
+    """
     settings = bench.config.evaluation
     scored = read_scored(bench, arms)
     results = evaluate.summarise(
@@ -26,7 +34,14 @@ def write_results(bench: Bench, arms: Sequence[str]) -> list[Scored]:
         confidence=settings.confidence,
     )
     bench.run.write_json("results.json", {"results": [r.to_dict() for r in results]})
-    bench.run.write_json("risk.json", {"risks": [r.to_dict() for r in evaluate.risks(scored, seed=bench.config.seed)]})
+    write_generalisation(bench, arms, scored, results, weights or {})
+    bench.run.write_json("risk.json", {"risks": [r.to_dict() for r in _risks(bench, scored)]})
+    write_samples(bench, scored)
+    return scored
+
+
+def write_samples(bench: Bench, scored: Sequence[Scored]) -> None:
+    """Writes ``samples.jsonl``: every test example with every arm's answer."""
     samples = [
         Sample(
             id=example.id,
@@ -35,13 +50,12 @@ def write_results(bench: Bench, arms: Sequence[str]) -> list[Scored]:
             dataset=item.dataset,
             prompt=example.prompt_text,
             references=example.targets,
-            answers={arm: item.answers[arm][i].to_dict() for arm in arms},
+            answers={arm: answers[i].to_dict() for arm, answers in item.answers.items()},
         )
         for group, item in zip(test_groups(bench.inputs), scored, strict=True)
         for i, example in enumerate(group.examples)
     ]
     bench.run.write_jsonl("samples.jsonl", [s.to_dict() for s in samples])
-    return scored
 
 
 def write_verdict(bench: Bench, scored: Sequence[Scored], costs: Sequence[Forecast]) -> Verdict:
@@ -59,7 +73,7 @@ def write_verdict(bench: Bench, scored: Sequence[Scored], costs: Sequence[Foreca
         n_bootstrap=config.evaluation.n_bootstrap,
         seed=config.seed,
     )
-    decision = verdict.add_risk_steps(decision, evaluate.risks(scored, seed=config.seed))
+    decision = verdict.add_risk_steps(decision, _risks(bench, scored))
     bench.run.write_json("verdict.json", decision.to_dict())
     record(
         bench.run, "verdict", {"decision": decision.decision, "arm": decision.arm, "confidence": decision.confidence}
@@ -80,6 +94,22 @@ def write_costs(
             "peak_memory_bytes": max(cost.peak_memory_bytes for cost in costs),
             "base_model_bytes": bench.run.read_json("environment.json")["model"]["weight_bytes"],
         },
+    )
+
+
+def _risks(bench: Bench, scored: Sequence[Scored]) -> list[Risk]:
+    """The risk of all arms, thresholds chosen on the held-out slice where that is large enough."""
+    held_out = {
+        arm: [Answer.from_dict(row) for row in bench.run.read_json(f"arms/{arm}/measured.json")["held_out"]]
+        for arm in dict.fromkeys(arm for item in scored for arm in item.answers)
+    }
+    settings = bench.config.evaluation
+    return evaluate.risks(
+        scored,
+        seed=bench.config.seed,
+        target_error=settings.max_error_rate,
+        held_out=held_out,
+        confidence=settings.confidence,
     )
 
 

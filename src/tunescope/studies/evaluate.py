@@ -83,7 +83,7 @@ def run(
             cost = Forecast(arm=arm, adapter_bytes=engine.weight_bytes(named[arm]) if arm in named else 0)
             costs.append(measure_arm(bench, arm, cost, progress, weights=named.get(arm)))
             release_memory()
-        scored = write_results(bench, arms)
+        scored = write_results(bench, arms, named)
         write_verdict(bench, scored, costs)
         write_costs(bench, forecasts, costs, preparation)
         remove_scratch(folder)

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
-from tunescope import engine, models
-from tunescope.data import Encoded, Example
+from tunescope import engine, evaluate, models
+from tunescope.data import Encoded, Example, Task
 from tunescope.models import Loaded
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies.arms import Bench, answering, test_groups
+from tunescope.studies.beside import Beside
+from tunescope.studies.demonstrations import encode_training
 from tunescope.studies.inputs import GUARD, encode_all
 from tunescope.studies.machine import release_memory
 from tunescope.studies.mask_files import mask_of
@@ -177,8 +179,9 @@ def _tuning_forecast(
         records = list(engine.Tuner(moving, rows, recipe, arm=arm).steps())
         term_seconds = _seconds_of_terms(terms, moving)
         # A held-out check, which may need more memory than a step.
+        held_out_rows = encode_training(bench.config, bench.inputs.tasks, bench.chat, bench.inputs.validation)
         with moving.compute():
-            _fullest_pass(bench, moving.model, bench.inputs.validation)
+            _fullest_pass(bench, moving.model, held_out_rows)
     per_token = records[-1].seconds / records[-1].tokens
     epoch_tokens = sum(len(e) for e in train)
     steps_per_epoch = -(-len(train) // tuning.batch_size)
@@ -191,7 +194,7 @@ def _tuning_forecast(
         n_steps += candidates * race_steps
         tokens += candidates * round(epoch_tokens * race_steps / steps_per_epoch)
         checks += candidates
-    held_out = sum(len(e) for e in encode_all(bench.chat, bench.inputs.validation))
+    held_out = sum(map(len, held_out_rows))
     dtype_bytes = torch.finfo(getattr(torch, bench.config.dtype)).bits // 8
     # Of sparse entries a float32 change with its row and column is written; filling up the file comes on top.
     element = {"lora": 4, "sparse": 12}.get(selection.method, dtype_bytes)
@@ -259,14 +262,13 @@ def _answer_rates(bench: Bench) -> Rates:
         read = (time.perf_counter() - started) / sum(len(r) for r in rows)
         few = _decoding_step(loaded.model, prompts[:2])
         many = _decoding_step(loaded.model, prompts) if len(prompts) > 2 else few
-        _fullest_pass(bench, loaded.model, [e for g in groups for e in g.examples])
+        _fullest_pass(bench, loaded.model, encode_all(bench.chat, [e for g in groups for e in g.examples]))
     row = max(0.0, many - few) / max(1, len(prompts) - 2)
     return Rates(read, max(0.0, few - 2 * row), row, meter.peak_memory_bytes)
 
 
-def _fullest_pass(bench: Bench, model: Any, examples: Sequence[Example]) -> None:
-    """Reads one batch as full as evaluation makes them, of the longest examples: for the memory that it takes."""
-    rows = encode_all(bench.chat, examples)
+def _fullest_pass(bench: Bench, model: Any, rows: Sequence[Encoded]) -> None:
+    """Reads one batch as full as evaluation makes them, of the longest rows: for the memory that it takes."""
     limit = bench.config.evaluation.batch_tokens
     for batch in models.length_batches([len(row) for row in rows], batch_tokens=limit)[:1]:
         models.mean_losses(model, [rows[i] for i in batch], batch_tokens=limit)
@@ -287,32 +289,42 @@ def _evaluation_seconds(bench: Bench, arm: str, rates: Rates) -> float:
     """Tokens that are read (a task's common start once) and decoding steps, at the measured rates."""
     settings = bench.config.evaluation
     seconds = 0.0
-    groups = test_groups(bench.inputs)
+    groups, beside = test_groups(bench.inputs), Beside(bench.config, bench.inputs.tasks)
     for task in bench.inputs.tasks:
         examples = [e for g in groups if g.task == task.name for e in g.examples]
         if not examples:
             continue
         how = answering(bench, task.name, arm)
-        prompts = [bench.chat.encode(e, demonstrations=how.demonstrations).prompt_ids for e in examples]
-        shared = models.common_prefix(prompts)
-        own = sum(len(p) - shared for p in prompts) + shared
-        if task.labels is not None:
-            # Every label's second and later tokens are one more short pass over each batch.
-            later = [len(bench.chat.target_ids(label)) - 1 for label in task.labels]
-            lengths = [len(p) - shared for p in prompts]
-            batches = models.length_batches(lengths, batch_tokens=settings.batch_tokens)
-            seconds += sum(rates.steps(len(batch) * width) for batch in batches for width in later if width)
-        else:
-            lengths = [len(p) - shared + settings.max_new_tokens for p in prompts]
-            batches = models.length_batches(lengths, batch_tokens=settings.batch_tokens, max_rows=32)
-            seconds += sum(rates.steps(len(batch), settings.max_new_tokens) for batch in batches)
-        seconds += own * rates.read
+        for asked in (examples, *beside.examples(task.name)):
+            for part in evaluate.same_start(asked, how):
+                seconds += _answer_seconds(bench, task, how, [asked[i] for i in part], rates)
         timed = settings.latency_requests / max(1, sum(bool(t.test) for t in bench.inputs.tasks))
         steps = (
             max(len(bench.chat.target_ids(label)) for label in task.labels) if task.labels else settings.max_new_tokens
         )
-        seconds += timed * (rates.steps(1, steps) + max(map(len, prompts)) * rates.read)
+        longest = max(len(bench.chat.encode(e, demonstrations=how.shown(e)).prompt_ids) for e in examples)
+        seconds += timed * (rates.steps(1, steps) + longest * rates.read)
     guard = next((g for g in groups if g.task == GUARD), None)
     if guard:
         seconds += sum(len(e) for e in encode_all(bench.chat, guard.examples)) * rates.read
     return seconds
+
+
+def _answer_seconds(
+    bench: Bench, task: Task, how: evaluate.Answering, examples: Sequence[Example], rates: Rates
+) -> float:
+    """Seconds for examples that go through the model together: what they share is read once."""
+    settings = bench.config.evaluation
+    prompts = [bench.chat.encode(e, demonstrations=how.shown(e)).prompt_ids for e in examples]
+    shared = models.common_prefix(prompts)
+    lengths = [len(p) - shared for p in prompts]
+    if task.labels is not None:
+        # Every label's second and later tokens are one more short pass over each batch.
+        later = [len(bench.chat.target_ids(label)) - 1 for label in task.labels]
+        batches = models.length_batches(lengths, batch_tokens=settings.batch_tokens)
+        steps = sum(rates.steps(len(batch) * width) for batch in batches for width in later if width)
+    else:
+        lengths = [length + settings.max_new_tokens for length in lengths]
+        batches = models.length_batches(lengths, batch_tokens=settings.batch_tokens, max_rows=32)
+        steps = sum(rates.steps(len(batch), settings.max_new_tokens) for batch in batches)
+    return steps + (sum(len(p) - shared for p in prompts) + shared) * rates.read

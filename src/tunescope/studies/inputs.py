@@ -31,6 +31,7 @@ from tunescope.data import (
 from tunescope.errors import ConfigError, DataError
 from tunescope.metrics import json_fields
 from tunescope.runs.records import Finding
+from tunescope.studies.demonstrations import encode_training, unfit
 
 GUARD = "guard"
 REPLAY = "replay"
@@ -112,10 +113,14 @@ def read_inputs(config: Config, *, personal: bool = True, done: Callable[[str], 
         drop_duplicates=config.data.drop_duplicates,
         personal=personal,
     )
-    report = dataclasses.replace(report, findings=(*report.findings, *_not_json(config, files)))
     tasks = tuple(_task(config, settings, files, report) for settings in config.tasks)
+    report = dataclasses.replace(
+        report, findings=(*report.findings, *_not_json(config, files), *_shown_rows(config, tasks))
+    )
     for task, settings in zip(tasks, config.tasks, strict=True):
         check_templates(task.train, settings.templates)
+        for examples in (task.test, *task.out_of_domain.values()):
+            check_templates(examples, settings.paraphrases)
     guard = [e for file in files if file.role == "guard" for e in file.read.examples]
     guard = _some(guard, config.data.max_test_examples, _TEST_SEED, GUARD)
     replay = _some(_replay(files, report), regularisation.kl_max_examples, config.seed, REPLAY)
@@ -128,7 +133,15 @@ def encode_inputs(config: Config, inputs: Inputs, chat: ChatFormat) -> Inputs:
     report = inputs.report
     findings: list[Finding] = []
     groups = [
-        (task.name, [*task.train, *task.validation, *task.test, *sum(task.out_of_domain.values(), ())])
+        (
+            task.name,
+            [
+                *task.train,
+                *task.validation,
+                *task.test,
+                *sum((*task.out_of_domain.values(), *task.set_aside.values()), ()),
+            ],
+        )
         for task in inputs.tasks
     ]
     groups += [(GUARD, list(inputs.guard)), (REPLAY, list(inputs.replay))]
@@ -145,7 +158,10 @@ def encode_inputs(config: Config, inputs: Inputs, chat: ChatFormat) -> Inputs:
             rows.append(LengthRow(example.file, example.line or 0, len(encoded.prompt_ids), len(encoded.target_ids)))
             shown = shown or encoded
         report = report.with_lengths(length_findings(rows, max_length=config.data.max_length, task=name), task=name)
+    findings += [] if findings else unfit(config, inputs.tasks, chat)
     if shown is not None:
+        if shown.example in inputs.train and not findings:
+            [shown] = encode_training(config, inputs.tasks, chat, [shown.example])
         report = report.with_example(shown.example.file, shown.example.id, token_pieces(chat, shown))
     report = dataclasses.replace(report, findings=(*report.findings, *findings))
     return dataclasses.replace(inputs, report=report)
@@ -166,29 +182,24 @@ def encode_all(chat: ChatFormat, examples: Sequence[Example]) -> list[Encoded]:
     return [chat.encode(example) for example in examples]
 
 
-def demonstrations(task: Task, count: int) -> tuple[Example, ...]:
-    """Returns the first `count` training examples, going round the labels so that each is shown before one is shown twice."""
-    if task.labels is None:
-        return task.train[:count]
-    by_label = {label: [e for e in task.train if e.targets[0] == label] for label in task.labels}
-    longest = max((len(found) for found in by_label.values()), default=0)
-    rounds = [found[i] for i in range(longest) for found in by_label.values() if i < len(found)]
-    return tuple(rounds[:count])
-
-
 def _task(config: Config, settings: TaskSettings, files: Sequence[TaskFile], report: DataReport) -> Task:
     mine = [file for file in files if file.read.task == settings.name]
     drop = {key: ids for key, ids in report.drop.items() if key[0] == settings.name}
-    train = [
-        e
+    kept = {
+        (file.role, file.read.path): [
+            e
+            for e in file.read.examples
+            if file.role != "train" or e.id not in drop.get((settings.name, file.read.path), frozenset())
+        ]
         for file in mine
-        if file.role == "train"
-        for e in file.read.examples
-        if e.id not in drop.get((settings.name, file.read.path), frozenset())
-    ]
+    }
+    shown = settings.demonstrations
+    n_shown = shown.count if shown is not None and shown.choice == "first" else 0
+    left = {place: examples[n_shown:] for place, examples in kept.items()}
+    train = [e for (role, _), examples in left.items() if role == "train" for e in examples]
     train = _some(train, config.data.max_train_examples, config.seed, settings.name)
     n_validation = round(len(train) * config.data.validation_fraction)
-    test = [e for file in mine if file.role == "test" for e in file.read.examples]
+    test = [e for (role, _), examples in left.items() if role == "test" for e in examples]
     limit = config.data.max_test_examples
     return Task(
         name=settings.name,
@@ -199,11 +210,34 @@ def _task(config: Config, settings: TaskSettings, files: Sequence[TaskFile], rep
         validation=tuple(train[:n_validation]),
         test=tuple(_some(test, limit, _TEST_SEED, f"{settings.name}/test")),
         out_of_domain={
-            Path(file.read.path).stem: tuple(_some(file.read.examples, limit, _TEST_SEED, file.read.path))
-            for file in mine
-            if file.role == "out_of_domain"
+            Path(path).stem: tuple(_some(examples, limit, _TEST_SEED, path))
+            for (role, path), examples in left.items()
+            if role == "out_of_domain"
         },
+        set_aside={path: tuple(examples[:n_shown]) for (_, path), examples in kept.items() if n_shown},
     )
+
+
+def _shown_rows(config: Config, tasks: Sequence[Task]) -> list[Finding]:
+    """What is wrong with the rows kept out of files as demonstrations."""
+    counts = {task.name: task.demonstrations.count for task in config.tasks if task.demonstrations}
+    found = []
+    for task in tasks:
+        left = {e.file for e in (*task.train, *task.validation, *task.test, *sum(task.out_of_domain.values(), ()))}
+        for path, examples in task.set_aside.items():
+            if len(examples) < counts[task.name] or path not in left:
+                text = (
+                    f"{len(examples)} of its usable rows are demonstrations (demonstrations.count {counts[task.name]}) and none is left to "
+                    "tune on or to score; add rows, lower the count, or choose them by random or nearest"
+                )
+                found.append(Finding("demonstrations_use_all", "error", path, None, text, task.name))
+            elif task.labels and len(examples) > 1 and len({e.targets[0] for e in examples}) == 1:
+                text = (
+                    f"the first {len(examples)} rows, shown before every prompt, all have the label {examples[0].targets[0]!r}, which a model "
+                    "may copy (files are often sorted by label); put rows with other labels first"
+                )
+                found.append(Finding("demonstrations_one_label", "warning", path, examples[0].line, text, task.name))
+    return found
 
 
 def _replay(files: Sequence[TaskFile], report: DataReport) -> list[Example]:

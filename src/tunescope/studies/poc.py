@@ -16,6 +16,7 @@ from tunescope.studies import approve
 from tunescope.studies.arms import measure_arm, remove_scratch, tune_arm
 from tunescope.studies.choose import choose
 from tunescope.studies.conclude import write_costs, write_results, write_verdict
+from tunescope.studies.data_curve import draw_curve, forecast_curve
 from tunescope.studies.forecast import forecast_arms
 from tunescope.studies.knowledge_poc import check_knowledge, probe_knowledge
 from tunescope.studies.machine import release_memory
@@ -69,9 +70,11 @@ def run(
 
         folder.set_status("running", stage="plan")
         settled = settle(bench, [a.value for a in config.arms], selections, progress, started=started)
+        curve_seconds = forecast_curve(config, settled.forecasts)
         progress.plan(
             {f"{f.arm}: tune": f.tuning_seconds for f in settled.forecasts if f.tuning_seconds}
             | {f"{f.arm}: measure": f.evaluation_seconds for f in settled.forecasts}
+            | ({"curve": curve_seconds} if curve_seconds else {})
         )
 
         costs = []
@@ -87,7 +90,8 @@ def run(
         progress.stage("compare the arms")
         verdict = write_verdict(bench, write_results(bench, [cost.arm for cost in costs]), costs)
         probe_knowledge(bench, verdict.arm, progress)
-        write_costs(bench, settled.forecasts, costs, settled.preparation_seconds)
+        curve_seconds = draw_curve(bench, settled.selections, costs, verdict.arm, progress)
+        write_costs(bench, settled.forecasts, costs, settled.preparation_seconds + curve_seconds)
         remove_scratch(folder)
         folder.set_status("done", stage="done")
     return _through_gate(config, folder)

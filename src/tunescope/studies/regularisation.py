@@ -8,6 +8,7 @@ from tunescope import engine
 from tunescope.config import Config
 from tunescope.data import Augmentation, ChatFormat, Encoded, Example, vary
 from tunescope.errors import ConfigError, DataError
+from tunescope.studies.demonstrations import encode_training, in_training
 from tunescope.studies.inputs import Inputs, encode_all
 
 Rows = Sequence[Encoded] | Callable[[int], Sequence[Encoded]]
@@ -16,7 +17,8 @@ Rows = Sequence[Encoded] | Callable[[int], Sequence[Encoded]]
 class VaryingRows:
     """Encoded training examples as a function of the epoch, from 0; the last epoch asked for is kept.
 
-    An example that would be longer than ``data.max_length`` with its demonstrations gets as many of them as fit.
+    An example that would be longer than ``data.max_length`` with drawn demonstrations gets as many of them as fit. Those of the task's
+    own `demonstrations` always stand before it.
 
     Args:
         config: the settings.
@@ -29,6 +31,7 @@ class VaryingRows:
         self._chat, self._how, self._max_length = chat, how, config.data.max_length
         self._pools = {task.name: task.train for task in inputs.tasks}
         self._examples = inputs.train
+        self._fixed = in_training(config, inputs.tasks)
         self._kept: tuple[int, list[Encoded]] | None = None
 
     def __call__(self, epoch: int) -> list[Encoded]:
@@ -44,8 +47,9 @@ class VaryingRows:
 
     def _row(self, example: Example, epoch: int) -> Encoded:
         varied = vary(example, self._how, epoch=epoch, pool=self._pools[example.task])
+        fixed = self._fixed(example)
         for count in range(len(varied.demonstrations), -1, -1):
-            row = self._chat.encode(varied.example, demonstrations=varied.demonstrations[:count])
+            row = self._chat.encode(varied.example, demonstrations=(*fixed, *varied.demonstrations[:count]))
             if len(row) <= self._max_length:
                 return row
         raise ConfigError(
@@ -60,7 +64,11 @@ def training_rows(config: Config, inputs: Inputs, chat: ChatFormat) -> Rows:
     settings = config.tuning.regularisation
     templates = {task.name: task.templates for task in config.tasks}
     how = Augmentation(config.seed, templates, settings.demonstrations, settings.noise_fraction)
-    return VaryingRows(config, inputs, chat, how) if how.varies else encode_all(chat, inputs.train)
+    return (
+        VaryingRows(config, inputs, chat, how)
+        if how.varies
+        else encode_training(config, inputs.tasks, chat, inputs.train)
+    )
 
 
 def rows_of(rows: Rows, epoch: int) -> Sequence[Encoded]:

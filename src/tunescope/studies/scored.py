@@ -16,7 +16,7 @@ from tunescope.errors import ConfigError
 from tunescope.models import Loaded
 from tunescope.runs.records import Bands, LayerScores
 from tunescope.studies.arms import Bench
-from tunescope.studies.inputs import encode_all
+from tunescope.studies.demonstrations import encode_training
 from tunescope.studies.layer_map import layer_map
 from tunescope.studies.map_rows import not_comparable
 from tunescope.studies.progress import Progress, ticker
@@ -170,4 +170,4 @@ def _calibration(bench: Bench) -> list[Encoded]:
         )
     limit = bench.config.selection.calibration_examples
     order = np.random.default_rng([bench.config.seed, 0xCA11B]).permutation(len(train))[:limit]
-    return encode_all(bench.chat, [train[i] for i in order])
+    return encode_training(bench.config, bench.inputs.tasks, bench.chat, [train[i] for i in order])

@@ -20,7 +20,9 @@ from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Selection
 from tunescope.studies.arms import TUNED, Bench, remove_scratch, test_groups
 from tunescope.studies.choose import Choice, choose
-from tunescope.studies.inputs import Inputs, demonstrations, encode_inputs, read_inputs, refuse
+from tunescope.studies.data_curve import unfit_sizes
+from tunescope.studies.demonstrations import at_test, demonstrations, shown_at
+from tunescope.studies.inputs import Inputs, encode_inputs, read_inputs, refuse
 from tunescope.studies.machine import pick_device, set_threads
 from tunescope.studies.mask_files import mask_of
 from tunescope.studies.progress import Progress
@@ -80,12 +82,13 @@ def _refuse_unfit(config: Config, inputs: Inputs, loaded: Loaded, chat: ChatForm
             f"data.validation_fraction {config.data.validation_fraction:g} give none; raise it, add examples, or set a number such as 5e-4"
         )
     if Arm.PROMPT in config.arms:
+        borrowing = [task for task in inputs.tasks if not shown_at(config, task.name, "test")]
         problems += [
             f"arm prompt: task {task.name!r} has no training example to show in the prompt; give it `train` data, or drop the arm"
-            for task in inputs.tasks
+            for task in borrowing
             if not demonstrations(task, 1) and (task.test or task.out_of_domain)
         ]
-        problems += [problem for task in inputs.tasks for problem in _given_away(config, task)]
+        problems += [problem for task in borrowing for problem in _given_away(config, task)]
     names = models.block_names(loaded.info.n_layers)
     chosen_by_hand = config.selection.blocks if Arm.SELECTED in config.arms else None
     try:
@@ -102,6 +105,7 @@ def _refuse_unfit(config: Config, inputs: Inputs, loaded: Loaded, chat: ChatForm
     if tuned and not problems:
         problems += _unfit_selection(config, loaded)
     problems += unfit_prompts(config, inputs, chat) if tuned and inputs.train else []
+    problems += unfit_sizes(config, inputs) if tuned else []
     problems += _too_long(config, inputs, loaded, chat)
     if problems:
         raise ConfigError(problems)
@@ -151,17 +155,31 @@ def _too_long(config: Config, inputs: Inputs, loaded: Loaded, chat: ChatFormat) 
         answers = max(f.target_tokens["max"] for f in tables)
         needed = max(f.prompt_tokens["max"] for f in tables)
         needed += answers if task.labels is not None else max(answers, config.evaluation.max_new_tokens)
-        shown = demonstrations(task, config.evaluation.demonstrations) if Arm.PROMPT in config.arms else ()
-        for example in task.test[:1] if shown else ():
-            with_shown = chat.encode(example, demonstrations=shown)
-            needed += len(with_shown.prompt_ids) - len(chat.encode(example).prompt_ids)
+        shown = _longest_shown(config, task, chat)
+        if shown is not None:
+            needed += shown[0]
         if needed > most:
-            with_what = f" with {len(shown)} demonstrations" if shown else ""
+            with_what = f" with {shown[1]} demonstrations" if shown else ""
             problems.append(
                 f"task {task.name!r}: its longest row{with_what} needs {needed} tokens, answer included; {loaded.info.name} reads at most "
                 f"{most}. Shorten the rows, or lower evaluation.demonstrations or evaluation.max_new_tokens"
             )
     return problems
+
+
+def _longest_shown(config: Config, task: Task, chat: ChatFormat) -> tuple[int, int] | None:
+    """Tokens that demonstrations add to a test prompt at most, and how many there are; None where an arm shows none."""
+    if Arm.PROMPT not in config.arms and not shown_at(config, task.name, "test"):
+        return None
+    shown = at_test(config, task, Arm.PROMPT)
+    examples = (*task.test, *sum(task.out_of_domain.values(), ()))
+    before = {tuple((d.file, d.id) for d in shown(e)): (e, shown(e)) for e in examples}  # the same ones add the same
+    added = [
+        (len(chat.encode(e, demonstrations=found).prompt_ids) - len(chat.encode(e).prompt_ids), len(found))
+        for e, found in before.values()
+        if found
+    ]
+    return max(added, default=None)
 
 
 def finished(path: Path) -> RunFolder | None:

@@ -8,8 +8,10 @@ from tunescope.report.sections import (
     arms,
     curves,
     data,
+    data_amount,
     forecast,
     gaps,
+    generalisation,
     knowledge,
     knowledge_advice,
     knowledge_change,
@@ -39,7 +41,23 @@ from tunescope.report.sections import (
     tasks,
 )
 
-IN_ORDER = (overview, arms, tasks, money, forecast, risk, layers, knowledge, curves, data, samples, gaps, reproduce)
+IN_ORDER = (
+    overview,
+    arms,
+    tasks,
+    generalisation,
+    money,
+    forecast,
+    risk,
+    layers,
+    knowledge,
+    curves,
+    data_amount,
+    data,
+    samples,
+    gaps,
+    reproduce,
+)
 MAP_IN_ORDER = (map_overview, map_tasks, map_bands, map_causal, map_proposals, map_limits, map_method, data, reproduce)
 KNOWLEDGE_IN_ORDER = (
     knowledge_overview,

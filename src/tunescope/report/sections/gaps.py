@@ -13,7 +13,10 @@ def section(run: RunSource, words: Words) -> Section:
     """Returns the questions to which the run has no answer."""
     arms = set(run.arms)
     gaps = [] if run.knowledge is not None and run.knowledge.after is not None else ["knowledge"]
-    gaps += ["data_amount", "rephrasing"]  # no study of these writes into a run folder yet
+    if not run.data_curves:
+        gaps.append("data_amount")
+    if not run.reworded:
+        gaps.append("rephrasing")
     if not any(row.role == "out_of_domain" for row in run.results):
         gaps.append("out_of_domain")
     if not any(row.role == "guard" for row in run.results):

@@ -30,6 +30,7 @@ def section(run: RunSource, words: Words) -> Section:
         "reliability": reliability,
         "reliability_note": words("risk.reliability_note" if reliability else "risk.no_reliability"),
         "reliability_table": _reliability_table(run, words),
+        "chosen": _chosen(run, words),
         "tables": [_table(run, role, words) for role in TEST_ROLES if any(risk.role == role for risk in run.risks)],
     }
     return Section(KEY, words("risk.title"), content, facts={"risks": [risk.to_dict() for risk in run.risks]})
@@ -49,7 +50,9 @@ def _meaning(run: RunSource, words: Words) -> str:
             parts.append(words("risk.human", share=words.share(risk.human_share), **values))
             if risk.checked_error is not None:
                 kept = "held" if risk.checked_error <= risk.target_error else "missed"
-                parts.append(words(f"risk.{kept}", checked=words.share(risk.checked_error)))
+                interval = words.interval(risk.checked_low, risk.checked_high, words.share)
+                n = words.count(risk.n_checked)
+                parts.append(words(f"risk.{kept}", checked=words.share(risk.checked_error), n=n, interval=interval))
     return words("format.sentences").join(parts) or words("risk.no_meaning")
 
 
@@ -58,7 +61,7 @@ def _table(run: RunSource, role: Role, words: Words) -> Table:
     target = words.share(rows[0].target_error)
     head = [
         words(f"risk.{name}", error=target)
-        for name in ("arm", "n", "ece", "area", "human_share", "checked", "collapse", "unrelated")
+        for name in ("arm", "n", "ece", "area", "threshold", "human_share", "checked", "collapse", "unrelated")
     ]
     body = [
         [
@@ -66,8 +69,9 @@ def _table(run: RunSource, role: Role, words: Words) -> Table:
             number(words.count(risk.n)),
             number(words.number(risk.ece, 3)),
             number(words.number(risk.area, 3)),
+            number(words.share(risk.threshold)),
             _human_share(risk, words),
-            number(words.share(risk.checked_error)),
+            number(words.share(risk.checked_error), _checked_hint(risk, words)),
             number(words.share(risk.collapse_rate)),
             number(words.share(risk.unrelated_rate)),
         ]
@@ -80,6 +84,23 @@ def _human_share(risk: Risk, words: Words) -> Cell:
     if not risk.coverage:
         return number(words("not_measured"))
     return number(words("risk.unreachable") if risk.human_share is None else words.share(risk.human_share))
+
+
+def _checked_hint(risk: Risk, words: Words) -> str:
+    if risk.checked_error is None or risk.checked_low is None:
+        return ""
+    return words(
+        "risk.checked_hint",
+        n=words.count(risk.n_checked),
+        interval=words.interval(risk.checked_low, risk.checked_high, words.share),
+    )
+
+
+def _chosen(run: RunSource, words: Words) -> str:
+    """On what the thresholds of the arms were chosen."""
+    found = {risk.chosen_on: risk.n_chosen for risk in run.risks if risk.chosen_on}
+    texts = [words(f"risk.chosen_{place}", n=words.count(n)) for place, n in found.items()]
+    return words("format.sentences").join(texts)
 
 
 def _place(run: RunSource, arm: str) -> int:
