@@ -25,6 +25,7 @@ GROUPS = [
     config.SelectionSettings,
     config.MapSettings,
     config.SpecialistSettings,
+    config.EngineSettings,
     config.EvaluationSettings,
     config.BusinessSettings,
     config.GateSettings,

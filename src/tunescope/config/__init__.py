@@ -1,5 +1,6 @@
 """Settings: one YAML file, checked completely before anything runs."""
 
+from tunescope.config.engine import EngineSettings
 from tunescope.config.load import dump, load, validate
 from tunescope.config.models import (
     BLOCK_SCORES,
@@ -24,6 +25,7 @@ __all__ = [
     "BusinessSettings",
     "Config",
     "DataSettings",
+    "EngineSettings",
     "EvaluationSettings",
     "GateSettings",
     "MapSettings",

@@ -100,6 +100,9 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     layer_map = resolved.get("map")
     if isinstance(layer_map, dict):
         resolved["map"] = {k: absolute(v) if k in ("tuned", "cache") else v for k, v in layer_map.items()}
+    engine = resolved.get("engine")
+    if isinstance(engine, dict):
+        resolved["engine"] = {k: absolute(v) if k == "cache" else v for k, v in engine.items()}
     model = resolved.get("model")
     if isinstance(model, str) and (model.startswith((".", "~", "/")) or model.endswith(".gguf")):
         resolved["model"] = absolute(model)

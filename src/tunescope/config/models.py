@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from tunescope.config.engine import EngineSettings
 from tunescope.config.settings import FilePath, PathList, Settings
 from tunescope.config.tuning import TuningSettings
 
@@ -373,6 +374,7 @@ class Config(Settings):
     tuning: TuningSettings = TuningSettings()
     selection: SelectionSettings = Field(SelectionSettings(), validate_default=True)
     map: MapSettings = Field(MapSettings(), validate_default=True)
+    engine: EngineSettings = EngineSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     business: BusinessSettings = BusinessSettings()
     gate: GateSettings = GateSettings()

@@ -1,5 +1,6 @@
 """The tuning engine: what moves, the loop, checkpoints, saved weights, and what it all costs."""
 
+from tunescope.engine.calibrate import NumberFormat, Widths, calibrate_dtype, widths_of
 from tunescope.engine.checkpoint import read_tensors, write_tensors
 from tunescope.engine.fit import CANDIDATES, Checks, Fit, Outcome, Race, race, race_steps, validation_loss
 from tunescope.engine.meter import Meter
@@ -25,15 +26,18 @@ __all__ = [
     "KLToBase",
     "Meter",
     "Moving",
+    "NumberFormat",
     "Outcome",
     "Race",
     "Recipe",
     "Term",
     "Tuner",
     "Watch",
+    "Widths",
     "asserts_backward_stops",
     "attach",
     "base_entries",
+    "calibrate_dtype",
     "check_fits",
     "check_selection",
     "decay_entries_",
@@ -50,5 +54,6 @@ __all__ = [
     "to_inference",
     "validation_loss",
     "weight_bytes",
+    "widths_of",
     "write_tensors",
 ]
