@@ -30,6 +30,7 @@ GROUPS = [
     config.InterventionSettings,
     config.ReplaySettings,
     config.TagSettings,
+    config.EngineSettings,
     config.EvaluationSettings,
     config.BusinessSettings,
     config.GateSettings,

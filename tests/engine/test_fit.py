@@ -26,7 +26,7 @@ def run(fit):
 def planted(monkeypatch, losses):
     """Makes the held-out checks give these losses, one after the other."""
     values = iter(losses)
-    monkeypatch.setattr("tunescope.engine.fit.validation_loss", lambda moving, checks: next(values))
+    monkeypatch.setattr("tunescope.engine.fit.validation_loss", lambda moving, checks, **_: next(values))
 
 
 # --- checks and early stopping ---

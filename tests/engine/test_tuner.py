@@ -25,7 +25,7 @@ from tunescope.data import epoch_batches
 from tunescope.engine import Recipe, Tuner, pieces, read_tensors, scheduled, write_tensors
 from tunescope.engine import tuner as tuner_module
 from tunescope.errors import DataError, IntegrityError, TunescopeError
-from tunescope.models import bare, pad_right, token_losses
+from tunescope.models import bare, pack, pad_right, predicting_states
 from tunescope.runs.records import Selection
 from tunescope.testing import tiny_model
 
@@ -74,10 +74,10 @@ def assert_equals_plain_loop(kind, family, recipe):
     bare(other.model).set_attn_implementation("eager")
     losses, norms = plain_loop(other.model, list(other.parameters.values()), make_rows(), recipe, len(records))
     assert [r.loss for r in records] == pytest.approx(losses, abs=1e-5)
-    assert [r.grad_norm for r in records] == pytest.approx(norms, rel=1e-5)
+    assert [r.grad_norm for r in records] == pytest.approx(norms, rel=3e-5)
     for name, parameter in tuner.moving.parameters.items():
         # Adam divides by the size of the gradient, so where that is almost 0 a rounding error becomes a part of a step.
-        torch.testing.assert_close(parameter, other.parameters[name], rtol=0, atol=0.1 * recipe.learning_rate, msg=name)
+        torch.testing.assert_close(parameter, other.parameters[name], rtol=0, atol=0.2 * recipe.learning_rate, msg=name)
     return norms
 
 
@@ -157,9 +157,14 @@ def test_a_step_in_pieces_equals_the_step_in_one(kind, batch_tokens):
         assert (other.tokens, other.target_tokens) == (one.tokens, one.target_tokens)
 
 
-def test_no_pass_holds_more_tokens_than_allowed(monkeypatch):
+def test_no_pass_computes_more_tokens_than_allowed(monkeypatch):
     seen = []
-    monkeypatch.setattr(tuner_module, "token_losses", lambda *a: seen.append(a[1].numel()) or token_losses(*a))
+
+    def watched(model, rows, **settings):
+        seen.append(pack(rows).layout.n_tokens)
+        return predicting_states(model, rows, **settings)
+
+    monkeypatch.setattr(tuner_module, "predicting_states", watched)
     finish(make_tuner(recipe=replace(RECIPE, batch_tokens=40)))
     assert max(seen) <= 40
     assert len(seen) > 6  # steps
@@ -170,7 +175,7 @@ def test_pieces_keep_order_fit_and_leave_nothing_out(lengths, batch_tokens):
     cut = pieces(lengths, batch_tokens)
     assert [i for piece in cut for i in piece] == list(range(len(lengths)))
     for piece in cut:
-        assert len(piece) == 1 or len(piece) * max(lengths[i] for i in piece) <= batch_tokens
+        assert len(piece) == 1 or sum(lengths[i] for i in piece) <= batch_tokens
 
 
 def test_a_finished_tuner_takes_no_more_steps():

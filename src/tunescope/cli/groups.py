@@ -1,4 +1,4 @@
-"""The groups of commands: data, models, audit, config."""
+"""The groups of commands: data, models, cache, audit, config."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tunescope.cli.cache import cache_app
 from tunescope.cli.shared import AsJson, ConfigFile, Overrides, load_config, open_console, print_json
 
 data_app = typer.Typer(help="Look at data files.", no_args_is_help=True)
@@ -20,6 +21,7 @@ def add_groups(app: typer.Typer) -> None:
     """Puts the groups beside the commands of `app`."""
     app.add_typer(data_app, name="data")
     app.add_typer(models_app, name="models")
+    app.add_typer(cache_app, name="cache")
     app.add_typer(audit_app, name="audit")
     app.add_typer(config_app, name="config")
 

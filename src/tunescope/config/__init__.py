@@ -1,6 +1,7 @@
 """Settings: one YAML file, checked completely before anything runs."""
 
 from tunescope.config.demonstrations import DemonstrationSettings
+from tunescope.config.engine import EngineSettings
 from tunescope.config.knowledge import InterventionSettings, KnowledgeSettings, QuestionFileSettings
 from tunescope.config.load import dump, load, validate
 from tunescope.config.models import (
@@ -30,6 +31,7 @@ __all__ = [
     "Config",
     "DataSettings",
     "DemonstrationSettings",
+    "EngineSettings",
     "EvaluationSettings",
     "GateSettings",
     "InterventionSettings",

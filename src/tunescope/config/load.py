@@ -115,6 +115,9 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(inner.get("tags"), dict):
             inner["tags"] = {k: absolute(v) if k == "file" else v for k, v in inner["tags"].items()}
         resolved["replay"] = inner
+    engine = resolved.get("engine")
+    if isinstance(engine, dict):
+        resolved["engine"] = {k: absolute(v) if k == "cache" else v for k, v in engine.items()}
     model = resolved.get("model")
     if isinstance(model, str) and (model.startswith((".", "~", "/")) or model.endswith(".gguf")):
         resolved["model"] = absolute(model)

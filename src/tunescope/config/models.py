@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tunescope.config.demonstrations import DemonstrationSettings
+from tunescope.config.engine import EngineSettings
 from tunescope.config.knowledge import KnowledgeSettings
 from tunescope.config.replay import ReplaySettings
 from tunescope.config.settings import FilePath, PathList, Settings
@@ -410,6 +411,7 @@ class Config(Settings):
     map: MapSettings = Field(MapSettings(), validate_default=True)
     knowledge: KnowledgeSettings = KnowledgeSettings()
     replay: ReplaySettings = ReplaySettings()
+    engine: EngineSettings = EngineSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     business: BusinessSettings = BusinessSettings()
     gate: GateSettings = GateSettings()

@@ -81,7 +81,8 @@ class TuningSettings(Settings):
     batch_tokens: int = Field(
         1024,
         ge=1,
-        description="Tokens, padding included, per forward and backward pass; a step with more is taken in pieces. Less needs less memory.",
+        description="Computed tokens per forward and backward pass; a step with more is taken in several. Nothing is padded, and a beginning "
+        "that several examples share counts once. Less needs less memory.",
     )
     warmup_fraction: float = Field(0.05, ge=0, le=0.5, description="Share of the steps with rising learning rate.")
     weight_decay: float = Field(

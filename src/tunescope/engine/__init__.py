@@ -1,6 +1,7 @@
 """The tuning engine: what moves, the loop, checkpoints, saved weights, and what it all costs."""
 
 from tunescope.engine.base import check_base
+from tunescope.engine.calibrate import NumberFormat, Widths, calibrate_dtype, widths_of
 from tunescope.engine.change import weight_change
 from tunescope.engine.checkpoint import read_tensors, write_tensors
 from tunescope.engine.fit import CANDIDATES, Checks, Fit, Outcome, Race, race, race_steps, validation_loss
@@ -28,15 +29,18 @@ __all__ = [
     "KLToBase",
     "Meter",
     "Moving",
+    "NumberFormat",
     "Outcome",
     "Race",
     "Recipe",
     "Term",
     "Tuner",
     "Watch",
+    "Widths",
     "asserts_backward_stops",
     "attach",
     "base_entries",
+    "calibrate_dtype",
     "check_base",
     "check_fits",
     "check_selection",
@@ -57,5 +61,6 @@ __all__ = [
     "validation_loss",
     "weight_bytes",
     "weight_change",
+    "widths_of",
     "write_tensors",
 ]

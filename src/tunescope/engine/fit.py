@@ -12,10 +12,11 @@ import numpy as np
 
 from tunescope.data import Encoded
 from tunescope.engine.checkpoint import read_tensors, write_tensors
+from tunescope.engine.memory import halving
 from tunescope.engine.moving import Moving
 from tunescope.engine.tuner import Tuner, load_weights
 from tunescope.errors import IntegrityError, TunescopeError
-from tunescope.models import mean_losses
+from tunescope.models import KeptStates, mean_losses
 from tunescope.runs.records import StepRecord
 
 CANDIDATES = {"lora": (2e-4, 6e-4, 2e-3), "weights": (1e-5, 3e-5, 1e-4), "sparse": (2e-4, 8e-4, 3e-3)}
@@ -115,7 +116,7 @@ class Fit:
         if not self.checks.validation:
             self._best |= {"step": record.step}
             return record
-        loss = validation_loss(self.tuner.moving, self.checks)
+        loss = validation_loss(self.tuner.moving, self.checks, states=self.tuner.states, note=self.tuner.note)
         if not np.isfinite(loss):
             raise TunescopeError(
                 f"arm {self.tuner.arm}: the held-out loss is {loss:g} after step {record.step}; lower the learning rate (now "
@@ -154,10 +155,35 @@ class Fit:
             load_weights(self.tuner.moving, self._best_weights)
 
 
-def validation_loss(moving: Moving, checks: Checks) -> float:
-    """Returns the mean loss per target token over the held-out examples, each example counting the same, in nats."""
-    with moving.compute():
-        return float(np.mean(mean_losses(moving.model, checks.validation, batch_tokens=checks.batch_tokens)))
+def validation_loss(
+    moving: Moving,
+    checks: Checks,
+    *,
+    states: KeptStates | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> float:
+    """Returns the mean loss per target token over the held-out examples, each example counting the same, in nats.
+
+    Args:
+        moving: the prepared model.
+        checks: the held-out examples.
+        states: states at the lowest moving block, as for `Tuner`.
+        note: called with a line for the user where memory is short.
+    """
+    losses, _ = halving(
+        lambda batch_tokens: mean_losses(
+            moving.model,
+            checks.validation,
+            batch_tokens=batch_tokens,
+            cut=moving.selection.lowest_layer,
+            kept=states,
+            compute=moving.compute,
+        ),
+        checks.batch_tokens,
+        tokens=max(len(row) for row in checks.validation),
+        note=lambda text: note(f"held-out check: {text}"),
+    )
+    return float(np.mean(losses))
 
 
 @dataclass(frozen=True)
@@ -228,7 +254,7 @@ def race(
                 done(record)
                 if record.step == n_steps:
                     break
-            loss = validation_loss(tuner.moving, checks)
+            loss = validation_loss(tuner.moving, checks, states=tuner.states, note=tuner.note)
         except TunescopeError:  # it diverged; if anything else is wrong, the run itself will say so
             loss = float("inf")
         losses[rate] = loss if np.isfinite(loss) else float("inf")

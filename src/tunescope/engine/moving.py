@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
+from tunescope.engine.adapters import fused_lora, plain_lora_layers
 from tunescope.engine.sparse import check_mask, merge_, module_path, sparse_layers, with_sparse, without_index_checks
 from tunescope.errors import ModelError, TunescopeError, did_you_mean
 from tunescope.models import PARTS, Family, bare, block_index, blocks, canonical_name, family_of
@@ -33,21 +35,24 @@ class Moving:
     parameters: dict[str, nn.Parameter]
     dtype: torch.dtype
 
+    @cached_property
+    def _lora_layers(self) -> list[Any]:
+        return plain_lora_layers(self.model)
+
     def compute(self) -> contextlib.AbstractContextManager[Any]:
         """The context for forward passes in tuning: next to bfloat16 weights, the moving float32 ones multiply in bfloat16.
 
-        PEFT would cast every input to float32 for the adapters; leaving that out made a step 1.3 times as fast.
+        PEFT would cast every input to float32 for the adapters; leaving that out made a step 1.3 times as fast. Its LoRA layers compute
+        in fewer passes over memory inside.
         """
         stack = contextlib.ExitStack()
+        if self.selection.method == "lora":
+            stack.enter_context(fused_lora(self._lora_layers))
         if self.selection.method == "sparse":
             stack.enter_context(without_index_checks())
         if self.dtype != torch.bfloat16:
             return stack
         stack.enter_context(torch.autocast(next(iter(self.parameters.values())).device.type, dtype=torch.bfloat16))
-        if self.selection.method == "lora":
-            from peft.helpers import disable_input_dtype_casting
-
-            stack.enter_context(disable_input_dtype_casting(self.model))
         return stack
 
 

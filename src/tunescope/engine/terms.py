@@ -22,7 +22,7 @@ from torch.nn import functional
 from tunescope.data import Encoded
 from tunescope.engine.moving import Moving, asserts_backward_stops
 from tunescope.errors import ConfigError, DataError
-from tunescope.models import bare, head_logits, length_batches, pad_right, target_states
+from tunescope.models import KeptStates, backward_from_head, bare, head_logits, length_batches, predicting_states
 
 _ADAPTER = "default"
 _ORDER = 0x4B4C  # keeps the order of the rows apart from that of the training examples under the same seed
@@ -131,9 +131,10 @@ class KLToBase:
         moving: the prepared model. Weights and the whole model must not have moved yet; adapters are switched off meanwhile.
         rows: encoded examples; not those on which the result will be judged.
         strength: at least 0; 1 weighs a nat of divergence like a nat of loss.
-        batch_tokens: tokens of the pass that is added to a step, padding included.
+        batch_tokens: tokens of the pass that is added to a step.
         max_rows: rows of it at most.
         seed: of the order of the rows.
+        states: states at the lowest moving block, from which the pass goes on and which it fills, as for `Tuner`.
 
     Raises:
         ConfigError: the strength is negative or not finite.
@@ -167,6 +168,7 @@ class KLToBase:
         batch_tokens: int = 1024,
         max_rows: int = 8,
         seed: int = 0,
+        states: KeptStates | None = None,
     ) -> None:
         self._strength = _checked(self.name, strength)
         if not rows:
@@ -175,6 +177,7 @@ class KLToBase:
             )
         self._moving = moving
         self._rows = rows
+        self._kept = states
         self._batches = length_batches([len(row) for row in rows], batch_tokens=batch_tokens, max_rows=max_rows)
         self._seed = seed
         digest = hashlib.sha256(repr([(r.prompt_ids, r.target_ids) for r in rows]).encode()).hexdigest()
@@ -203,24 +206,25 @@ class KLToBase:
         """Adds the gradient on one batch of the rows; all batches come once before any comes again. See `Term.add_gradient`."""
         turn, place = divmod(step, len(self._batches))
         chosen = int(np.random.default_rng([self._seed, _ORDER, turn]).permutation(len(self._batches))[place])
+        model = self._moving.model
         with asserts_backward_stops(self._moving):
             states = self._target_states(self._batches[chosen])
-        with self._moving.compute():
+        kept = self._states[chosen]
+
+        def divergence(logits: torch.Tensor, where: slice) -> torch.Tensor:
             with torch.no_grad():
-                base = functional.log_softmax(
-                    head_logits(self._moving.model, self._states[chosen], head=self._head), -1
-                )
-            tuned = functional.log_softmax(head_logits(self._moving.model, states), -1)
-            divergence = functional.kl_div(tuned, base, reduction="sum", log_target=True) / len(states)
-        value = self._strength * divergence
-        value.backward()
-        return value.detach()
+                base = functional.log_softmax(head_logits(model, kept[where], head=self._head), -1)
+            tuned = functional.log_softmax(logits, -1)
+            apart = functional.kl_div(tuned, base, reduction="sum", log_target=True)
+            return self._strength * apart / len(states)
+
+        return backward_from_head(model, states, divergence, compute=self._moving.compute)
 
     def _target_states(self, batch: Sequence[int]) -> torch.Tensor:
-        device = next(iter(self._moving.parameters.values())).device
+        rows = [self._rows[i] for i in batch]
         with self._moving.compute():
-            tensors = [t.to(device) for t in pad_right([self._rows[i] for i in batch])]
-            return target_states(self._moving.model, *tensors)[0]
+            cut = self._moving.selection.lowest_layer
+            return predicting_states(self._moving.model, rows, cut=cut, kept=self._kept)[0]
 
 
 def _checked(name: str, strength: float) -> float:

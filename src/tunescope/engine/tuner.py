@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from tunescope.data import Encoded, epoch_batches
+from tunescope.engine.memory import halving
 from tunescope.engine.moving import Moving, Watch, asserts_backward_stops
 from tunescope.engine.regularise import base_entries, decay_entries_, smoothed_losses
 from tunescope.engine.terms import Term
 from tunescope.errors import ConfigError, DataError, IntegrityError, TunescopeError
-from tunescope.models import pad_right, token_losses
+from tunescope.models import KeptStates, backward_from_head, passes, predicting_states
 from tunescope.runs.records import StepRecord
 
 _WATCHED_STEPS = 2
@@ -30,12 +31,15 @@ class Recipe:
         learning_rate: at the peak.
         num_epochs: passes over the examples.
         batch_size: examples per optimiser step.
-        batch_tokens: tokens, padding included, per forward and backward pass; a larger step is taken in pieces.
+        batch_tokens: computed tokens per forward and backward pass; a larger step is taken in several. There is no padding, and a beginning
+            that several examples share counts once.
         warmup_fraction: share of the steps with rising learning rate; then a half cosine down to 0.
         weight_decay: decoupled (AdamW), of the matrices that move; of sparse entries, only those.
         max_grad_norm: gradients, those of the terms included, are scaled down to this norm.
         seed: of the order of the examples.
         label_smoothing: share of each target that is spread evenly over all tokens (`smoothed_losses`).
+        checkpointing: moving blocks, and those above the lowest of them, keep their input alone and are computed again for the backward
+            pass: about a third more work, much less memory, the same bits.
     """
 
     learning_rate: float
@@ -47,6 +51,7 @@ class Recipe:
     max_grad_norm: float = 1.0
     seed: int = 0
     label_smoothing: float = 0.0
+    checkpointing: bool = False
 
 
 def scheduled(recipe: Recipe, step: int, total_steps: int) -> float:
@@ -70,11 +75,11 @@ def scheduled(recipe: Recipe, step: int, total_steps: int) -> float:
 
 
 def pieces(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Cuts the examples of one step into passes that fit in memory; the gradient is the sum over them.
+    """Cuts the examples of one step into passes that fit in memory, where they have no beginning in common.
 
     Args:
         lengths: tokens per example.
-        batch_tokens: tokens per pass, padding included; a longer example gets a pass of its own.
+        batch_tokens: tokens per pass; a longer example gets a pass of its own.
 
     Returns:
         Lists of indices into `lengths`, in order; every index once.
@@ -84,14 +89,13 @@ def pieces(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
         [[0, 1], [2], [3]]
     """
     cut: list[list[int]] = []
-    longest = 0
+    tokens = 0
     for index, length in enumerate(lengths):
-        longest = max(longest, length)
-        if cut and longest * (len(cut[-1]) + 1) <= batch_tokens:
-            cut[-1].append(index)
-        else:
-            cut.append([index])
-            longest = length
+        if not cut or tokens + length > batch_tokens:
+            cut.append([])
+            tokens = 0
+        cut[-1].append(index)
+        tokens += length
     return cut
 
 
@@ -105,9 +109,13 @@ class Tuner:
         recipe: how.
         arm: name written into the records.
         terms: what is added to the loss, such as `L2SP` and `KLToBase`; anything with their methods.
+        states: states at the input of the lowest moving block, such as a cache on disk. Rows that are there start at that block; the
+            others run from the embeddings and are then kept. Not used where what moves begins with block 0 or the embeddings.
+        note: called with a line for the user, such as that memory was short.
 
     Attributes:
         step: optimiser steps done.
+        batch_tokens: computed tokens per pass: that of the recipe, or less since memory was short.
         term_values: name of the term -> what it added to the loss of the last step, in nats. The loss in the records is without it.
 
     Raises:
@@ -123,6 +131,8 @@ class Tuner:
         *,
         arm: str = "",
         terms: Sequence[Term] = (),
+        states: KeptStates | None = None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._rows_of = examples if callable(examples) else None
         self._examples: Sequence[Encoded] = examples(0) if callable(examples) else examples
@@ -136,6 +146,9 @@ class Tuner:
         self.recipe = recipe
         self.arm = arm
         self.terms = tuple(terms)
+        self.states = states
+        self.note = note
+        self.batch_tokens = recipe.batch_tokens
         self.term_values: dict[str, float] = {}
         self.step = 0
         self._epoch = 0
@@ -195,20 +208,13 @@ class Tuner:
         rate = scheduled(self.recipe, self.step, self.total_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        device = self._parameters[0].device
-        targets = sum(len(row.target_ids) - (not row.prompt_ids) for row in rows)  # nothing predicts a first token
-        loss = torch.zeros((), device=device)
-        for piece in pieces([len(row) for row in rows], self.recipe.batch_tokens):
-            tensors = [t.to(device) for t in pad_right([rows[i] for i in piece])]
-            with self.moving.compute(), asserts_backward_stops(self.moving):
-                if self.recipe.label_smoothing:
-                    losses, wanted = smoothed_losses(self.moving.model, *tensors, smoothing=self.recipe.label_smoothing)
-                else:
-                    losses, _ = token_losses(self.moving.model, *tensors)
-                    wanted = losses
-                share = wanted.sum() / targets
-            share.backward()
-            loss += share.detach() if wanted is losses else losses.detach().sum() / targets
+        loss, self.batch_tokens = halving(
+            lambda batch_tokens: self._add_gradients(rows, batch_tokens),
+            self.batch_tokens,
+            tokens=max(len(row) for row in rows),
+            undo=lambda: self._optimizer.zero_grad(set_to_none=True),
+            note=lambda text: self.note(f"arm {self.arm}, step {self.step + 1}: {text}"),
+        )
         added = {term.name: term.add_gradient(self.step) for term in self.terms}
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.max_grad_norm)
         if not all(torch.isfinite(value) for value in (loss, norm, *added.values())):
@@ -235,9 +241,37 @@ class Tuner:
             learning_rate=rate,
             grad_norm=float(norm),
             tokens=sum(len(row) for row in rows),
-            target_tokens=targets,
+            target_tokens=_n_targets(rows),
             seconds=time.perf_counter() - started,
         )
+
+    def _add_gradients(self, rows: Sequence[Encoded], batch_tokens: int) -> torch.Tensor:
+        """Adds the gradient of the mean loss over all targets of a step to ``grad``, pass by pass; returns the loss, ()."""
+        n_targets = _n_targets(rows)
+        loss = torch.zeros((), device=self._parameters[0].device)
+        for chosen in passes(rows, batch_tokens):
+            loss += self._add_gradient([rows[i] for i in chosen], n_targets)
+        return loss
+
+    def _add_gradient(self, rows: Sequence[Encoded], n_targets: int) -> torch.Tensor:
+        compute = self.moving.compute
+        with compute(), asserts_backward_stops(self.moving):
+            states, targets, _ = predicting_states(
+                self.moving.model,
+                rows,
+                cut=self.moving.selection.lowest_layer,
+                kept=self.states,
+                checkpointing=compute if self.recipe.checkpointing else None,
+            )
+        shown = torch.zeros((), device=states.device)
+
+        def share(logits: torch.Tensor, where: slice) -> torch.Tensor:
+            plain, wanted = smoothed_losses(logits, targets[where], smoothing=self.recipe.label_smoothing)
+            shown.add_(plain.detach().sum() / n_targets)
+            return wanted.sum() / n_targets
+
+        backward_from_head(self.moving.model, states, share, compute=compute)
+        return shown
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Returns everything needed to continue: tensors and plain facts."""
@@ -247,6 +281,7 @@ class Tuner:
                 tensors[f"optimizer.{key}.{name}"] = value
         return tensors, {
             "step": self.step,
+            "batch_tokens": self.batch_tokens,
             "arm": self.arm,
             "recipe": vars(self.recipe),
             "examples": self._digest,
@@ -259,10 +294,11 @@ class Tuner:
         Raises:
             IntegrityError: the state belongs to another arm, recipe, selection, rank, or to other terms or examples.
         """
-        mine = self.state()[1] | {"step": facts["step"]}
+        batch_tokens = facts.get("batch_tokens", self.batch_tokens)  # may have become less on the way
+        mine = self.state()[1] | {"step": facts["step"], "batch_tokens": batch_tokens}
         saved = {name.removeprefix("weight."): t.shape for name, t in tensors.items() if name.startswith("weight.")}
         shapes = {name: p.shape for name, p in self.moving.parameters.items()}
-        if {key: facts.get(key) for key in mine} != mine or saved != shapes:
+        if {key: facts.get(key) for key in mine} | {"batch_tokens": batch_tokens} != mine or saved != shapes:
             raise IntegrityError("the checkpoint belongs to other settings; remove it to start this arm again")
         load_weights(self.moving, tensors)
         for name, parameter in self.moving.parameters.items():
@@ -273,7 +309,12 @@ class Tuner:
             }
             if state:
                 self._optimizer.state[parameter] = state
-        self.step = facts["step"]
+        self.step, self.batch_tokens = facts["step"], batch_tokens
+
+
+def _n_targets(rows: Sequence[Encoded]) -> int:
+    """Tokens of some rows with a loss; nothing predicts a first token."""
+    return sum(len(row.target_ids) - (not row.prompt_ids) for row in rows)
 
 
 def load_weights(moving: Moving, tensors: dict[str, torch.Tensor]) -> None:

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from tunescope.errors import ModelError, UserError
 from tunescope.layers.swap import adapter_changes, giving, replaced, states_at, weight_changes
-from tunescope.models import block_names, blocks, length_batches, mean_losses
-from tunescope.models.loss import Row
+from tunescope.models import Row, block_names, blocks, mean_losses, passes
 from tunescope.runs.records import LayerScores
 
 Floats = NDArray[np.float64]
@@ -248,7 +247,7 @@ def put_back_losses(
     changes = adapter_changes(tuned) if base is None else weight_changes(tuned, base)
     starts = [next((i for i in range(*window) if changes[i]), None) for window in windows]
     result = np.zeros((len(windows) + 1, len(rows)))
-    for batch in length_batches([len(r.prompt_ids) + len(r.target_ids) for r in rows], batch_tokens=batch_tokens):
+    for batch in passes(rows, batch_tokens):
         together = [rows[i] for i in batch]  # again one batch for `mean_losses`, in this order
         with states_at(mine, {start for start in starts if start}) as states:
             result[0, batch] = mean_losses(tuned, together, batch_tokens=batch_tokens)

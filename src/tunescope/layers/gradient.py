@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from tunescope.errors import UserError
-from tunescope.models import bare, block_names, blocks, pad_right, token_losses
-from tunescope.models.loss import Row
+from tunescope.models import Row, bare, block_names, blocks, pad_right, token_losses
 from tunescope.runs.records import LayerScores
 
 

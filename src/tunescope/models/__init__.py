@@ -15,6 +15,7 @@ from tunescope.models.family import (
     family_of,
     head_logits,
 )
+from tunescope.models.head import backward_from_head, head_chunks, target_losses
 from tunescope.models.load import Loaded, Located, ModelInfo, load, load_located, load_tokenizer, locate
 from tunescope.models.loss import IGNORED, mean_losses, pad_right, target_states, token_losses
 from tunescope.models.package import (
@@ -27,6 +28,8 @@ from tunescope.models.package import (
     pull,
     sha256_of,
 )
+from tunescope.models.packed import Group, Layout, Packed, Row, pack, passes, sharing
+from tunescope.models.tail import KeptStates, predicting_states, run_blocks
 
 __all__ = [
     "ALIASES",
@@ -35,10 +38,16 @@ __all__ = [
     "PARTS",
     "Family",
     "Generated",
+    "Group",
+    "KeptStates",
+    "Layout",
     "Loaded",
     "Located",
     "ModelInfo",
     "PackagedModel",
+    "Packed",
+    "Row",
+    "backward_from_head",
     "bare",
     "block_index",
     "block_names",
@@ -52,6 +61,7 @@ __all__ = [
     "family_of",
     "find_alias",
     "greedy",
+    "head_chunks",
     "head_logits",
     "is_complete",
     "length_batches",
@@ -60,10 +70,16 @@ __all__ = [
     "load_tokenizer",
     "locate",
     "mean_losses",
+    "pack",
     "pad_right",
+    "passes",
+    "predicting_states",
     "pull",
+    "run_blocks",
     "save_memory",
     "sha256_of",
+    "sharing",
+    "target_losses",
     "target_states",
     "token_losses",
 ]

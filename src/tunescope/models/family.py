@@ -28,6 +28,7 @@ class Family:
         parts: canonical part -> module path inside a block.
         decoder: path of the module that maps tokens to the last hidden state.
         blocks: path of the list of blocks.
+        norm: path of the norm after the last block.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Family:
     parts: dict[str, str]
     decoder: str = "model"
     blocks: str = "model.layers"
+    norm: str = "model.norm"
 
 
 _GATED = {

@@ -250,7 +250,7 @@ def _check_safetensors(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt"):
+        with safe_open(path, framework="np"):  # "pt" would claim memory for the whole file, which a limit may not allow
             pass
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: damaged or not a safetensors file ({_first_line(error)}); fetch it again") from None

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from tunescope.models.decode import length_batches
-from tunescope.models.family import bare, decoder, head_logits
+from tunescope.models.family import decoder, head_logits
+from tunescope.models.head import target_losses
+from tunescope.models.packed import Row, passes
+from tunescope.models.tail import KeptStates, predicting_states
 
 IGNORED = -100
-
-
-class Row(Protocol):
-    """What is read of an encoded example."""
-
-    @property
-    def prompt_ids(self) -> tuple[int, ...]:
-        """Tokens before the answer."""
-
-    @property
-    def target_ids(self) -> tuple[int, ...]:
-        """Tokens of the answer, its end included."""
 
 
 def pad_right(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -90,23 +81,34 @@ def token_losses(
 
 
 @torch.no_grad()
-def mean_losses(model: Any, rows: Sequence[Row], *, batch_tokens: int = 2048) -> NDArray[np.float64]:
-    """Returns each row's mean loss per target token.
+def mean_losses(
+    model: Any,
+    rows: Sequence[Row],
+    *,
+    batch_tokens: int = 2048,
+    cut: int = 0,
+    kept: KeptStates | None = None,
+    compute: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> NDArray[np.float64]:
+    """Returns each row's mean loss per target token; rows are packed, and a common beginning is computed once.
 
     Args:
-        model: the model, PEFT-wrapped or not.
+        model: the model, PEFT-wrapped or not, in evaluation mode.
         rows: encoded examples.
-        batch_tokens: tokens per forward pass.
+        batch_tokens: computed tokens per forward pass.
+        cut: as for `predicting_states`.
+        kept: states at the cut.
+        compute: what the forward pass runs in, such as autocast.
 
     Returns:
-        (n_rows,) in nats per token.
+        (n_rows,) in nats per token; NaN for a row without a token that anything predicts.
     """
     result = np.zeros(len(rows))
-    device = next(bare(model).parameters()).device
-    for batch in length_batches([len(r.prompt_ids) + len(r.target_ids) for r in rows], batch_tokens=batch_tokens):
-        tensors = [t.to(device) for t in pad_right([rows[i] for i in batch])]
-        losses, owner = token_losses(model, *tensors)
-        sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owner.cpu(), losses.double().cpu())
-        counts = torch.bincount(owner.cpu(), minlength=len(batch))
+    for batch in passes(rows, batch_tokens):
+        with compute():
+            states, targets, owners = predicting_states(model, [rows[i] for i in batch], cut=cut, kept=kept)
+            losses = target_losses(model, states, targets)
+        sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owners.cpu(), losses.double().cpu())
+        counts = torch.bincount(owners.cpu(), minlength=len(batch))
         result[batch] = (sums / counts).numpy()
     return result

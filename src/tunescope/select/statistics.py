@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from tunescope.errors import ModelError, TunescopeError, UserError, did_you_mean
-from tunescope.models import PARTS, Family, bare, block_names, blocks, pad_right, token_losses
-from tunescope.models.loss import Row
+from tunescope.models import PARTS, Family, Row, bare, block_names, blocks, pad_right, token_losses
 from tunescope.select.choose import match_layers
 
 

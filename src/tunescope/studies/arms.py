@@ -145,7 +145,7 @@ def tune_arm(
                 config.seed,
                 tuning.regularisation.label_smoothing,
             )
-            return engine.Tuner(moving, train, recipe, arm=arm, terms=terms)
+            return engine.Tuner(moving, train, recipe, arm=arm, terms=terms, note=progress.note)
 
         race = _learning_rate(bench, arm, selection.method, make_tuner, checks, progress)
         outcome = _fit(bench, arm, make_tuner(race["learning_rate"]), checks, progress)

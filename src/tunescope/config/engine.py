@@ -1,0 +1,54 @@
+"""The settings of the engine: what is kept from one pass to the next, and how much memory and disk that may take."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from tunescope.config.settings import FilePath, Settings
+
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def _as_bytes(value: object) -> object:
+    """``20GB`` is 20 * 1000³ bytes, ``20GiB`` 20 * 1024³."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", value, re.IGNORECASE)
+    if not found or (found[3] and not found[2]):
+        raise ValueError(f"got {value!r}, needs a number of bytes, such as 20GB, 512MiB or 20000000000")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].upper()])
+
+
+Bytes = Annotated[int, BeforeValidator(_as_bytes, json_schema_input_type=int | str)]
+
+
+class EngineSettings(Settings):
+    """What is kept of a pass for the next one, and where; see the page on the activation cache."""
+
+    keep_states: bool = Field(
+        True,
+        description="Keep the output of the blocks below the lowest moving one on disk, where that saves time; no result changes.",
+    )
+    cache: FilePath | None = Field(
+        None, description="Folder of what is kept; runs and models share it. Default: in the user's cache."
+    )
+    cache_bytes: Bytes = Field(
+        20_000_000_000,
+        ge=0,
+        description="What the folder may take, as a number of bytes or as 20GB; what was used longest ago goes first.",
+    )
+    keep_free_bytes: Bytes = Field(1_000_000_000, ge=0, description="What it leaves free on the disk.")
+    memory_bytes: Bytes | None = Field(
+        None,
+        ge=1,
+        description="A base whose weights take more is read block by block, and only the part of it that tuning needs is held in memory. "
+        "Default: it is held whole.",
+    )
+    stream_bytes: Bytes = Field(
+        1_000_000_000,
+        ge=1,
+        description="Memory for examples that are under way while a base is read block by block; with less it is read more often.",
+    )

@@ -1,0 +1,60 @@
+"""From the activation cache to the device that computes, through pinned memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tunescope.engine.activations import ActivationCache
+from tunescope.models.packed import Row
+
+
+class DeviceReader:
+    """Reads states onto a device; on a GPU the copy runs beside what is computed.
+
+    A copy to a GPU is asynchronous only from pinned memory. Two pinned buffers take turns: while the GPU copies one, the next batch is read from the
+    memory map into the other, and a buffer is filled again only when its copy is over.
+
+    Args:
+        cache: where the states lie.
+        device: where they are needed; on the CPU this is `ActivationCache.read`.
+    """
+
+    def __init__(self, cache: ActivationCache, device: str | torch.device) -> None:
+        self.cache = cache
+        self.device = torch.device(device)
+        self._buffers: list[torch.Tensor | None] = [None, None]
+        self._copied: list[torch.cuda.Event | None] = [None, None]
+        self._turn = 0
+
+    def read(self, rows: Sequence[Row], k: int) -> torch.Tensor | None:
+        """Returns the states of rows, or None if those of any row are not in the cache.
+
+        Args:
+            rows: encoded examples.
+            k: the states are those at the input of this block.
+
+        Returns:
+            (sum of tokens, d_model) on the device, in the order of its current stream.
+        """
+        if self.device.type != "cuda":
+            found = self.cache.read(rows, k)
+            return None if found is None else found.to(self.device)
+        turn = self._turn
+        if (copied := self._copied[turn]) is not None:
+            copied.synchronize()
+        n_tokens = sum(len(row.prompt_ids) + len(row.target_ids) for row in rows)
+        buffer = self._buffers[turn]
+        if buffer is None or len(buffer) < n_tokens:
+            buffer = torch.empty((n_tokens, self.cache.d_model), dtype=self.cache.dtype, pin_memory=True)
+            self._buffers[turn] = buffer
+        found = self.cache.read(rows, k, out=buffer)
+        if found is None:
+            return None
+        states = found.to(self.device, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._copied[turn] = event
+        self._turn = 1 - turn
+        return states

@@ -1,0 +1,321 @@
+"""Rows packed end to end: nothing is padded, and what several rows begin with stands there once.
+
+A packed row is a sequence of groups, each [prefix][own part of row 1]...[own part of row n]. Every own part attends to itself and to
+its group's prefix and to nothing else, and its positions go on where the prefix ends. So each row is computed as if it stood alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+
+_MIN_PREFIX = 16  # tokens; below, a second group in the attention costs as much as it saves
+_MOST_SHARING = 64  # rows of one group that are looked for at most: the search is quadratic in it
+
+
+class Row(Protocol):
+    """What is read of an encoded example."""
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """Tokens before the answer."""
+
+    @property
+    def target_ids(self) -> tuple[int, ...]:
+        """Tokens of the answer, its end included."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that begin with the same tokens.
+
+    Attributes:
+        prefix_length: tokens of the common beginning; 0 = the rows have nothing in common.
+        lengths: tokens of each row behind it, at least 1.
+    """
+
+    prefix_length: int
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Segments that attention computes together: own parts of rows of one group, or its prefix.
+
+    Attributes:
+        prefix: first token and one past the last token of what all segments may look back on.
+        n_segments: how many there are.
+        length: places of each; those behind its last token are filled up.
+    """
+
+    prefix: tuple[int, int]
+    n_segments: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything stands in one packed row.
+
+    Attributes:
+        groups: in the order in which they stand there.
+
+    Example:
+        >>> layout = Layout((Group(3, (2, 1)), Group(0, (2,))))
+        >>> layout.n_tokens, layout.positions.tolist()
+        (8, [0, 1, 2, 3, 4, 3, 0, 1])
+    """
+
+    groups: tuple[Group, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the packed row."""
+        return sum(group.prefix_length + sum(group.lengths) for group in self.groups)
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """(n_tokens,) position of each token in its own row, int64."""
+        pieces = []
+        for group in self.groups:
+            pieces.append(torch.arange(group.prefix_length))
+            pieces += [torch.arange(group.prefix_length, group.prefix_length + length) for length in group.lengths]
+        return torch.cat(pieces) if pieces else torch.arange(0)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What attention computes together: segments of one group and of similar length.
+
+        A segment is filled up to the next multiple of 16 (of 4 below 16), whatever stands beside it, so that its numbers do not depend
+        on its neighbours. The places filled up lie behind its last token, where no real token looks.
+        """
+        return self._gathering[0]
+
+    @property
+    def gather(self) -> torch.Tensor:
+        """(places of all parts,) the token that stands at each place; where it is filled up, `n_tokens`."""
+        return self._gathering[1]
+
+    @cached_property
+    def scatter(self) -> torch.Tensor:
+        """(n_tokens,) the place of each token."""
+        found = torch.empty(self.n_tokens + 1, dtype=torch.long)
+        found[self.gather] = torch.arange(len(self.gather))
+        return found[:-1]
+
+    @cached_property
+    def is_identity(self) -> bool:
+        """True if every place holds the token of the same number: nothing is filled up, and nothing stands elsewhere."""
+        return torch.equal(self.gather, torch.arange(self.n_tokens))
+
+    @cached_property
+    def _gathering(self) -> tuple[tuple[Part, ...], torch.Tensor]:
+        found: dict[tuple[tuple[int, int], int], list[tuple[int, int]]] = {}
+        start = 0
+        for group in self.groups:
+            prefix = (start, start + group.prefix_length)
+            if group.prefix_length:
+                found.setdefault(((start, start), _filled(group.prefix_length)), []).append(prefix)
+            start += group.prefix_length
+            for length in group.lengths:
+                seen = prefix if group.prefix_length else (0, 0)
+                found.setdefault((seen, _filled(length)), []).append((start, start + length))
+                start += length
+        parts = tuple(Part(prefix, len(segments), width) for (prefix, width), segments in found.items())
+        pieces = [_places(segments, width, start) for (_, width), segments in found.items()]
+        return parts, torch.cat(pieces) if pieces else torch.arange(0)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows laid out for one pass.
+
+    Attributes:
+        layout: where everything stands.
+        input_ids: (n_tokens,) int64.
+        places: (sum of the rows' lengths,) for each token of each row, one row after the other, where it stands in the packed row.
+        predictors: (n_targets,) where the state stands that predicts each target.
+        targets: (n_targets,) tokens with a loss, row by row.
+        owners: (n_targets,) number of the row.
+    """
+
+    layout: Layout
+    input_ids: torch.Tensor
+    places: torch.Tensor
+    predictors: torch.Tensor
+    targets: torch.Tensor
+    owners: torch.Tensor
+
+    @cached_property
+    def sources(self) -> torch.Tensor:
+        """(n_tokens,) the inverse of `places`: for each packed token one place in the rows, one row after the other, that holds it."""
+        found = torch.empty(self.layout.n_tokens, dtype=torch.long)
+        found[self.places] = torch.arange(len(self.places))
+        return found
+
+
+def pack(rows: Sequence[Row], *, share: bool = True) -> Packed:
+    """Lays rows out for one pass.
+
+    Args:
+        rows: encoded examples, none empty.
+        share: False = no row shares its beginning with another.
+
+    Returns:
+        The packed row; targets are in the order of `rows`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> rows = [SimpleNamespace(prompt_ids=(7,) * 20 + (i,), target_ids=(8, 9)) for i in range(3)]
+        >>> pack(rows).layout.groups, pack(rows, share=False).layout.n_tokens
+        ((Group(prefix_length=20, lengths=(3, 3, 3)),), 69)
+    """
+    ids = [tuple(row.prompt_ids) + tuple(row.target_ids) for row in rows]
+    clusters = sharing(ids) if share else [(0, list(range(len(rows))))]
+    groups: list[Group] = []
+    packed: list[int] = []
+    places = [torch.empty(0)] * len(rows)
+    at = 0
+    for prefix, members in clusters:
+        ordered = sorted(members, key=lambda i: (-len(ids[i]), i))
+        groups.append(Group(prefix, tuple(len(ids[i]) - prefix for i in ordered)))
+        packed += ids[ordered[0]][:prefix] if ordered else ()
+        shared = torch.arange(at, at + prefix)
+        at += prefix
+        for i in ordered:
+            own = len(ids[i]) - prefix
+            packed += ids[i][prefix:]
+            places[i] = torch.cat([shared, torch.arange(at, at + own)])
+            at += own
+    predictors: list[torch.Tensor] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    for i, row in enumerate(rows):
+        first = max(1, len(row.prompt_ids))  # nothing predicts a first token
+        predictors.append(places[i][first - 1 : len(ids[i]) - 1])
+        targets += ids[i][first:]
+        owners += [i] * (len(ids[i]) - first)
+    return Packed(
+        layout=Layout(tuple(groups)),
+        input_ids=torch.tensor(packed, dtype=torch.long),
+        places=torch.cat(places).long() if places else torch.arange(0),
+        predictors=torch.cat(predictors).long() if predictors else torch.arange(0),
+        targets=torch.tensor(targets, dtype=torch.long),
+        owners=torch.tensor(owners, dtype=torch.long),
+    )
+
+
+def sharing(rows: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
+    """Finds which rows should share their beginning, so that as few tokens as possible are computed.
+
+    In lexicographic order rows with a common beginning stand together; the best cut of that order into runs is found exactly, for runs
+    of up to 64 rows. A beginning shorter than 16 tokens is not shared. At least one token of every row stays its own.
+
+    Args:
+        rows: token ids.
+
+    Returns:
+        (length of the common beginning, numbers of the rows) of every group; the rows that share nothing come first, as one group of
+        length 0, in their order. Every number occurs once.
+
+    Example:
+        >>> start = list(range(30))
+        >>> sharing([start + [1], [5, 6], start + [2, 3]])
+        [(0, [1]), (30, [0, 2])]
+    """
+    order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
+    common = [_common(rows[i], rows[j]) for i, j in pairwise(order)]
+    # best[n]: fewest tokens for the first n rows in order, with the length of the last run and its prefix
+    best: list[tuple[int, int, int]] = [(0, 0, 0)]
+    for n in range(1, len(order) + 1):
+        length = shortest = own = len(rows[order[n - 1]])
+        choice = (best[n - 1][0] + length, 1, 0)
+        for size in range(2, min(n, _MOST_SHARING) + 1):
+            first = n - size
+            row = len(rows[order[first]])
+            own += row
+            shortest = min(shortest, row, common[first] + 1)
+            prefix = shortest - 1
+            if prefix < _MIN_PREFIX:
+                break
+            tokens = best[first][0] + own - (size - 1) * prefix
+            if tokens < choice[0]:
+                choice = (tokens, size, prefix)
+        best.append(choice)
+    alone: list[int] = []
+    groups: list[tuple[int, list[int]]] = []
+    n = len(order)
+    while n:
+        _, size, prefix = best[n]
+        members = sorted(order[n - size : n])
+        if size > 1:
+            groups.append((prefix, members))
+        else:
+            alone += members
+        n -= size
+    return [*([(0, sorted(alone))] if alone else []), *reversed(groups)]
+
+
+def passes(rows: Sequence[Row], batch_tokens: int, *, share: bool = True) -> list[list[int]]:
+    """Cuts rows into passes of at most `batch_tokens` computed tokens; a longer row gets a pass of its own.
+
+    Rows that share their beginning stay together where they fit, and a beginning that is computed once counts once. Among them the
+    longest come first: attention computes rows of similar length together.
+
+    Args:
+        rows: encoded examples.
+        batch_tokens: tokens per pass.
+        share: as for `pack`.
+
+    Returns:
+        Numbers of the rows of each pass; every number once.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> rows = [SimpleNamespace(prompt_ids=(7,) * 20 + (i,), target_ids=(8, 9)) for i in range(6)]
+        >>> passes(rows, 30), passes(rows, 50, share=False)
+        ([[0, 1, 2], [3, 4, 5]], [[0, 1], [2, 3], [4, 5]])
+    """
+    ids = [tuple(row.prompt_ids) + tuple(row.target_ids) for row in rows]
+    clusters = sharing(ids) if share else [(0, list(range(len(rows))))]
+    cut: list[list[int]] = []
+    tokens = 0
+    for prefix, members in clusters:
+        inside = False  # whether the running pass already holds this prefix
+        for i in sorted(members, key=lambda i: (-len(ids[i]), i)):
+            more = len(ids[i]) - (prefix if inside else 0)
+            if not cut or tokens + more > batch_tokens:
+                cut.append([])
+                tokens, more = 0, len(ids[i])
+            cut[-1].append(i)
+            tokens += more
+            inside = True
+    return cut
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two rows share at the start."""
+    count = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _filled(length: int) -> int:
+    """The width at which a segment is computed."""
+    step = 4 if length < 16 else 16
+    return -(-length // step) * step
+
+
+def _places(segments: Sequence[tuple[int, int]], width: int, n_tokens: int) -> torch.Tensor:
+    index = torch.full((len(segments), width), n_tokens)
+    for i, (first, stop) in enumerate(segments):
+        index[i, : stop - first] = torch.arange(first, stop)
+    return index.flatten()
