@@ -1,0 +1,1 @@
+"""How fast tunescope is, against the tools that one would use instead; see ``docs/benchmarks.md``."""

@@ -1,0 +1,72 @@
+"""Tuning with demonstrations before every prompt: ours computes them once per pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from benchmarks import peers, work
+from tunescope import engine
+from tunescope.data import ChatFormat, Encoded
+from tunescope.models import passes
+
+TITLE = "tuning with about 300 tokens of demonstrations, LoRA on all blocks"
+TARGET = 3.0
+_N_TRAIN, _N_HELD_OUT, _SHOWN_TOKENS = 48, 24, 300
+
+
+def _rows(chat: ChatFormat) -> tuple[list[Encoded], list[Encoded]]:
+    """Training and held-out rows of one task behind the first training examples of it, as many as make about 300 tokens."""
+    train, test = work.sample_tasks()["entailment"]
+    count = 1
+    while len(chat.encode(train[-1], demonstrations=train[:count]).prompt_ids) < _SHOWN_TOKENS:
+        count += 1
+    rest = train[count : count + _N_TRAIN]
+    return work.encoded(chat, rest, train[:count]), work.encoded(chat, test[:_N_HELD_OUT], train[:count])
+
+
+def _ours() -> Callable[[], work.Round]:
+    loaded, chat = work.load()
+    rows, held_out = _rows(chat)
+    moving = work.everything_moves(loaded)
+    start = work.start_of(moving)
+
+    def one_round() -> work.Round:
+        engine.load_weights(moving, start)
+        started = time.perf_counter()
+        for _ in engine.Tuner(moving, rows, work.recipe(1)).steps():
+            pass
+        return work.Round(
+            time.perf_counter() - started,
+            work.done(rows) | {"computed tokens": _computed(rows)},
+            {"held-out loss": work.held_out_loss(moving.model, held_out)},
+        )
+
+    return one_round
+
+
+def _trl(name: str) -> work.Side:
+    def make() -> Callable[[], work.Round]:
+        _, chat = work.load()
+        rows, held_out = _rows(chat)
+        peer = peers.Sft(peers.TRL[name], rows)
+        return lambda: work.Round(
+            peer.train(1), work.done(rows), {"held-out loss": work.held_out_loss(peer.model, held_out)}
+        )
+
+    return make
+
+
+def _computed(rows: Sequence[Encoded]) -> int:
+    """Tokens that are left where every pass computes the common beginning once; steps of the batch size, in order."""
+    total = 0
+    for first in range(0, len(rows), work.BATCH_SIZE):
+        step = rows[first : first + work.BATCH_SIZE]
+        for chosen in passes(step, work.recipe(1).batch_tokens):
+            total += work.packed_tokens([step[i] for i in chosen])
+    return total
+
+
+OURS = "tunescope"
+PEERS = tuple(peers.TRL)
+SIDES = {OURS: _ours} | {name: _trl(name) for name in PEERS}

@@ -1,0 +1,134 @@
+"""The layer map: states of all blocks and their comparison, base against tuned, against the published procedure.
+
+Published procedure: one prompt at a time, the states of every prompt to the disk, CKA in its feature form from what is read back. No intervals and no
+null there; ours computes both. `bare` is the forward passes alone, batched by length, nothing kept: what no map can be faster than.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import work
+from tunescope import layers
+from tunescope.models import decoder, length_batches
+
+TITLE = "layer map, base and tuned"
+TARGET = 20.0
+_PER_TASK = 100
+_N_RESAMPLES, _N_PERMUTATIONS = 200, 100
+
+
+def _prompts(chat: Any) -> list[list[tuple[int, ...]]]:
+    """Six tasks of up to 100 training prompts."""
+    return [
+        [chat.encode(example).prompt_ids for example in train[:_PER_TASK]] for train, _ in work.sample_tasks().values()
+    ]
+
+
+def _pair() -> tuple[Any, Any, list[list[tuple[int, ...]]]]:
+    """Base, a model that differs from it in every block, and the prompts. The tuning itself is no part of the row."""
+    loaded, chat = work.load()
+    tuned, _ = work.load()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in tuned.model.model.layers.parameters():
+            parameter.add_(torch.randn_like(parameter) * parameter.abs().mean() * 0.05)
+    return loaded.model, tuned.model, _prompts(chat)
+
+
+def _ours() -> Callable[[], work.Round]:
+    base, tuned, tasks = _pair()
+
+    def one_round() -> work.Round:
+        started = time.perf_counter()
+        similar = []
+        for prompts in tasks:
+            a, b = (layers.capture(model, prompts).last for model in (base, tuned))
+            for x, y in zip(a[1:], b[1:], strict=True):
+                similar.append(layers.cka(x, y, estimator="biased"))
+                layers.cka_bootstrap(x, y, n_bootstrap=_N_RESAMPLES, seed=0)
+                layers.permutation_null(x, y, n_permutations=_N_PERMUTATIONS, seed=0)
+        return work.Round(time.perf_counter() - started, _done(tasks), {"mean biased CKA": float(np.mean(similar))})
+
+    return one_round
+
+
+def _bare() -> Callable[[], work.Round]:
+    base, tuned, tasks = _pair()
+
+    @torch.no_grad()
+    def one_round() -> work.Round:
+        started = time.perf_counter()
+        for model in (base, tuned):
+            for prompts in tasks:
+                for batch in length_batches([len(p) for p in prompts], batch_tokens=4096):
+                    width = max(len(prompts[i]) for i in batch)
+                    ids, mask = torch.zeros((2, len(batch), width), dtype=torch.long)
+                    for row, i in enumerate(batch):
+                        ids[row, : len(prompts[i])] = torch.tensor(prompts[i])
+                        mask[row, : len(prompts[i])] = 1
+                    decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False)
+        return work.Round(time.perf_counter() - started, _done(tasks))
+
+    return one_round
+
+
+def _published() -> Callable[[], work.Round]:
+    base, tuned, tasks = _pair()
+
+    def one_round() -> work.Round:
+        started = time.perf_counter()
+        similar = []
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            for t, prompts in enumerate(tasks):
+                for name, model in (("base", base), ("tuned", tuned)):
+                    for i, prompt in enumerate(prompts):
+                        np.save(folder / f"{t}-{name}-{i}.npy", _states_of_one(model, prompt))
+                x, y = (
+                    np.stack([np.load(folder / f"{t}-{name}-{i}.npy") for i in range(len(prompts))], axis=1)
+                    for name in ("base", "tuned")
+                )
+                similar += [_feature_cka(a, b) for a, b in zip(x, y, strict=True)]
+        return work.Round(time.perf_counter() - started, _done(tasks), {"mean biased CKA": float(np.mean(similar))})
+
+    return one_round
+
+
+@torch.no_grad()
+def _states_of_one(model: Any, prompt: tuple[int, ...]) -> np.ndarray:
+    """Last-token states after every block, (n_layers, d_model); the last one before the final norm, as ours."""
+    kept: list[torch.Tensor] = []
+    handles = [
+        block.register_forward_hook(
+            lambda _m, _i, out: kept.append((out[0] if isinstance(out, tuple) else out)[0, -1].float())
+        )
+        for block in model.model.layers
+    ]
+    model(input_ids=torch.tensor([prompt]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return torch.stack(kept).numpy()
+
+
+def _feature_cka(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = x - x.mean(0), y - y.mean(0)
+    cross = np.linalg.norm(x.T @ y) ** 2
+    return float(cross / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
+
+
+def _done(tasks: list[list[tuple[int, ...]]]) -> dict[str, float]:
+    return {"tasks": len(tasks), "prompts": sum(map(len, tasks)), "tokens": sum(len(p) for t in tasks for p in t)}
+
+
+OURS = "tunescope"
+PEERS = ("published procedure",)
+SIDES = {OURS: _ours, "published procedure": _published, "bare forward passes": _bare}
+BESIDE = ("bare forward passes",)
