@@ -21,6 +21,7 @@ from tunescope.runs.records import Answer, Forecast, Role, Selection, StepRecord
 from tunescope.studies.beside import TRAINING, Beside, tuned_on
 from tunescope.studies.demonstrations import at_test, encode_training
 from tunescope.studies.inputs import GUARD, Inputs, encode_all
+from tunescope.studies.kept_states import kept_states
 from tunescope.studies.machine import trim_heap
 from tunescope.studies.mask_files import mask_of
 from tunescope.studies.progress import Progress, ticker
@@ -124,6 +125,7 @@ def tune_arm(
             mask=mask_of(bench.run, arm, selection),
         )
         models.save_memory(moving.model, longest(config, bench.inputs, bench.chat, train))
+        states = kept_states(config, loaded, moving, train, checks.validation, bench.device, progress)
         terms = loss_terms(config, bench.inputs, bench.chat, moving)
         if start is not None:  # after the terms, which hold on to the base model
             engine.load_saved(moving, start)
@@ -145,7 +147,9 @@ def tune_arm(
                 config.seed,
                 tuning.regularisation.label_smoothing,
             )
-            return engine.Tuner(moving, train, recipe, arm=arm, terms=terms, note=progress.note)
+            return engine.Tuner(
+                moving, train, recipe, arm=arm, terms=terms, states=states, note=progress.note
+            )
 
         race = _learning_rate(bench, arm, selection.method, make_tuner, checks, progress)
         outcome = _fit(bench, arm, make_tuner(race["learning_rate"]), checks, progress)
