@@ -1,5 +1,6 @@
 """The tuning engine: what moves, the loop, checkpoints, saved weights, and what it all costs."""
 
+from tunescope.engine.activations import ActivationCache, CacheCounts, numerics_of, open_cache
 from tunescope.engine.calibrate import NumberFormat, Widths, calibrate_dtype, widths_of
 from tunescope.engine.checkpoint import read_tensors, write_tensors
 from tunescope.engine.fit import CANDIDATES, Checks, Fit, Outcome, Race, race, race_steps, validation_loss
@@ -14,14 +15,21 @@ from tunescope.engine.moving import (
     to_inference,
 )
 from tunescope.engine.regularise import base_entries, decay_entries_, smoothed_losses
+from tunescope.engine.staging import DeviceReader
+from tunescope.engine.stream import Filled, StreamedStates, check_tail, fill
 from tunescope.engine.terms import L2SP, KLToBase, Term
 from tunescope.engine.tuner import Recipe, Tuner, load_weights, pieces, scheduled
 from tunescope.engine.weights import attach, check_fits, save, weight_bytes
+from tunescope.engine.worthwhile import must_stream, worth_caching
 
 __all__ = [
     "CANDIDATES",
     "L2SP",
+    "ActivationCache",
+    "CacheCounts",
     "Checks",
+    "DeviceReader",
+    "Filled",
     "Fit",
     "KLToBase",
     "Meter",
@@ -30,6 +38,7 @@ __all__ = [
     "Outcome",
     "Race",
     "Recipe",
+    "StreamedStates",
     "Term",
     "Tuner",
     "Watch",
@@ -40,9 +49,14 @@ __all__ = [
     "calibrate_dtype",
     "check_fits",
     "check_selection",
+    "check_tail",
     "decay_entries_",
     "describe",
+    "fill",
     "load_weights",
+    "must_stream",
+    "numerics_of",
+    "open_cache",
     "pieces",
     "prepare",
     "race",
@@ -55,5 +69,6 @@ __all__ = [
     "validation_loss",
     "weight_bytes",
     "widths_of",
+    "worth_caching",
     "write_tensors",
 ]

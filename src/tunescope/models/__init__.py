@@ -29,6 +29,7 @@ from tunescope.models.package import (
     sha256_of,
 )
 from tunescope.models.packed import Group, Layout, Packed, Row, pack, passes, sharing
+from tunescope.models.streamed import Sizes, StreamedBase, load_tail, lowest_block
 from tunescope.models.tail import KeptStates, predicting_states, run_blocks
 
 __all__ = [
@@ -47,6 +48,8 @@ __all__ = [
     "PackagedModel",
     "Packed",
     "Row",
+    "Sizes",
+    "StreamedBase",
     "backward_from_head",
     "bare",
     "block_index",
@@ -67,8 +70,10 @@ __all__ = [
     "length_batches",
     "load",
     "load_located",
+    "load_tail",
     "load_tokenizer",
     "locate",
+    "lowest_block",
     "mean_losses",
     "pack",
     "pad_right",
