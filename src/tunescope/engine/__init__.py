@@ -1,5 +1,6 @@
 """The tuning engine: what moves, the loop, checkpoints, saved weights, and what it all costs."""
 
+from tunescope.engine.activations import ActivationCache, CacheCounts, numerics_of, open_cache
 from tunescope.engine.base import check_base
 from tunescope.engine.calibrate import NumberFormat, Widths, calibrate_dtype, widths_of
 from tunescope.engine.change import weight_change
@@ -17,14 +18,21 @@ from tunescope.engine.moving import (
 )
 from tunescope.engine.regularise import base_entries, decay_entries_, smoothed_losses
 from tunescope.engine.restart import load_saved, saved_selection
+from tunescope.engine.staging import DeviceReader
+from tunescope.engine.stream import Filled, StreamedStates, check_tail, fill
 from tunescope.engine.terms import L2SP, KLToBase, Term
 from tunescope.engine.tuner import Recipe, Tuner, load_weights, pieces, scheduled
 from tunescope.engine.weights import attach, check_fits, save, weight_bytes
+from tunescope.engine.worthwhile import must_stream, worth_caching
 
 __all__ = [
     "CANDIDATES",
     "L2SP",
+    "ActivationCache",
+    "CacheCounts",
     "Checks",
+    "DeviceReader",
+    "Filled",
     "Fit",
     "KLToBase",
     "Meter",
@@ -33,6 +41,7 @@ __all__ = [
     "Outcome",
     "Race",
     "Recipe",
+    "StreamedStates",
     "Term",
     "Tuner",
     "Watch",
@@ -44,10 +53,15 @@ __all__ = [
     "check_base",
     "check_fits",
     "check_selection",
+    "check_tail",
     "decay_entries_",
     "describe",
+    "fill",
     "load_saved",
     "load_weights",
+    "must_stream",
+    "numerics_of",
+    "open_cache",
     "pieces",
     "prepare",
     "race",
@@ -62,5 +76,6 @@ __all__ = [
     "weight_bytes",
     "weight_change",
     "widths_of",
+    "worth_caching",
     "write_tensors",
 ]

@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tunescope.engine.shards import INDEX, RECORD_BYTES, STATES, DamagedError, Record, ShardReader, lock
@@ -52,12 +53,12 @@ class Shelf:
     block: int
     numerics: str
 
-    @property
+    @cached_property
     def key(self) -> bytes:
         """Hash of all of it, 32 bytes; it is bound into every record."""
         return hashlib.sha256(self._text().encode()).digest()
 
-    @property
+    @cached_property
     def folder(self) -> str:
         """Name of its folder.
 

@@ -29,12 +29,15 @@ from tunescope.models.package import (
     sha256_of,
 )
 from tunescope.models.packed import Group, Layout, Packed, Row, pack, passes, sharing
+from tunescope.models.packed_attention import NAME as PACKED_ATTENTION
+from tunescope.models.streamed import Sizes, StreamedBase, load_tail, lowest_block
 from tunescope.models.tail import KeptStates, predicting_states, run_blocks
 
 __all__ = [
     "ALIASES",
     "FAMILIES",
     "IGNORED",
+    "PACKED_ATTENTION",
     "PARTS",
     "Family",
     "Generated",
@@ -47,6 +50,8 @@ __all__ = [
     "PackagedModel",
     "Packed",
     "Row",
+    "Sizes",
+    "StreamedBase",
     "backward_from_head",
     "bare",
     "block_index",
@@ -67,8 +72,10 @@ __all__ = [
     "length_batches",
     "load",
     "load_located",
+    "load_tail",
     "load_tokenizer",
     "locate",
+    "lowest_block",
     "mean_losses",
     "pack",
     "pad_right",

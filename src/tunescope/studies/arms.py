@@ -147,12 +147,12 @@ def tune_arm(
                 config.seed,
                 tuning.regularisation.label_smoothing,
             )
-            return engine.Tuner(
-                moving, train, recipe, arm=arm, terms=terms, states=states, note=progress.note
-            )
+            return engine.Tuner(moving, train, recipe, arm=arm, terms=terms, states=states, note=progress.note)
 
         race = _learning_rate(bench, arm, selection.method, make_tuner, checks, progress)
         outcome = _fit(bench, arm, make_tuner(race["learning_rate"]), checks, progress)
+        if states is not None:
+            states.release()
         engine.to_inference(moving)
         size = engine.save(
             moving,
