@@ -18,6 +18,7 @@ from tunescope.engine.moving import (
 )
 from tunescope.engine.regularise import base_entries, decay_entries_, smoothed_losses
 from tunescope.engine.restart import load_saved, saved_selection
+from tunescope.engine.shelves import default_root
 from tunescope.engine.staging import DeviceReader
 from tunescope.engine.stream import Filled, StreamedStates, check_tail, fill
 from tunescope.engine.terms import L2SP, KLToBase, Term
@@ -55,6 +56,7 @@ __all__ = [
     "check_selection",
     "check_tail",
     "decay_entries_",
+    "default_root",
     "describe",
     "fill",
     "load_saved",

@@ -19,7 +19,7 @@ from tunescope.errors import IntegrityError, TunescopeError
 from tunescope.models import KeptStates, mean_losses
 from tunescope.runs.records import StepRecord
 
-CANDIDATES = {"lora": (2e-4, 6e-4, 2e-3), "weights": (1e-5, 3e-5, 1e-4), "sparse": (2e-4, 8e-4, 3e-3)}
+CANDIDATES = {"lora": (2e-4, 6e-4, 2e-3), "weights": (1e-5, 3e-5, 1e-4), "sparse": (5e-5, 2e-4, 8e-4)}
 _RACE_FRACTION = 0.15
 _MIN_RACE_STEPS = 6
 

@@ -13,13 +13,6 @@ from tunescope.models import PACKED_ATTENTION, Loaded
 from tunescope.studies.progress import Progress
 from tunescope.studies.regularisation import Rows
 
-FOLDER = "activations"
-
-
-def cache_path(config: Config) -> Path:
-    """Returns the folder of kept states: that of the settings, or the one in the user's cache."""
-    return config.engine.cache or models.cache_folder() / FOLDER
-
 
 def kept_states(
     config: Config,
@@ -47,7 +40,7 @@ def kept_states(
     if callable(rows):
         progress.note("kept states: not used, since the prompts differ from epoch to epoch")
         return None
-    folder = cache_path(config)
+    folder = settings.cache or engine.default_root()
     cache = engine.open_cache(
         folder,
         base_sha256=loaded.info.sha256,
