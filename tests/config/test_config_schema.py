@@ -29,6 +29,7 @@ GROUPS = [
     config.QuestionFileSettings,
     config.InterventionSettings,
     config.ReplaySettings,
+    config.SearchSettings,
     config.TagSettings,
     config.EngineSettings,
     config.EvaluationSettings,

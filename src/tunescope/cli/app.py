@@ -181,6 +181,16 @@ def tune(
     config: ConfigFile,
     overrides: Overrides = None,
     arm: Annotated[str, typer.Option(help="What to tune: selected, random, top-third, lora-all or full.")] = "selected",
+    search: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=100_000,
+            help="First look for the best settings in N trials (tuning.search; needs the extra optuna).",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     resume: Resume = False,
@@ -195,7 +205,13 @@ def tune(
             _print_preview(settings, *study.preview(settings, arm, progress), as_json=as_json)
             return
         folder = study.run(
-            settings, arm, command=_command(), overrides=overrides or [], resume=resume, progress=progress
+            settings,
+            arm,
+            trials=search,
+            command=_command(),
+            overrides=overrides or [],
+            resume=resume,
+            progress=progress,
         )
     _finish(folder, as_json, f"weights: {folder.path / 'weights' / arm}")
 

@@ -20,6 +20,7 @@ from tunescope.config.models import (
 )
 from tunescope.config.replay import INSTRUCTION_POLICIES, ORDERS, ReplaySettings, TagSettings
 from tunescope.config.schema import json_schema, markdown
+from tunescope.config.search import SearchSettings
 from tunescope.config.tuning import RegularisationSettings, TuningSettings
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "QuestionFileSettings",
     "RegularisationSettings",
     "ReplaySettings",
+    "SearchSettings",
     "SelectionSettings",
     "SpecialistSettings",
     "TagSettings",

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tunescope.config.search import SearchSettings
 from tunescope.config.settings import PathList, Settings
 
 
@@ -97,3 +98,4 @@ class TuningSettings(Settings):
     )
     checks_per_epoch: int = Field(2, ge=1, le=100, description="Held-out checks, and checkpoints, per epoch.")
     regularisation: RegularisationSettings = RegularisationSettings()
+    search: SearchSettings = SearchSettings()

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tunescope.studies.kept_states import kept_states
 from tunescope.studies.machine import trim_heap
 from tunescope.studies.mask_files import mask_of
 from tunescope.studies.progress import Progress, ticker
-from tunescope.studies.regularisation import longest, loss_terms, training_rows
+from tunescope.studies.regularisation import Rows, longest, loss_terms, training_rows
 
 _STEPS_PER_TRIM = 8
 TUNED = (Arm.SELECTED, Arm.RANDOM, Arm.TOP_THIRD, Arm.LORA_ALL, Arm.FULL)
@@ -97,6 +97,84 @@ def test_groups(inputs: Inputs) -> list[Group]:
     return groups
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A model that is prepared for tuning, with everything that the loop needs but the learning rate.
+
+    Attributes:
+        config: the settings.
+        arm: name in the records.
+        loaded: the base.
+        moving: what was prepared of it.
+        rows: training examples.
+        terms: of the loss.
+        states: kept states below the lowest moving block, or None.
+        note: called with a line for the user.
+    """
+
+    config: Config
+    arm: str
+    loaded: Loaded
+    moving: engine.Moving
+    rows: Rows
+    terms: Sequence[engine.Term]
+    states: engine.ActivationCache | None
+    note: Callable[[str], None]
+
+    def tuner(self, rate: float) -> engine.Tuner:
+        """Returns a tuner at step 0."""
+        tuning = self.config.tuning
+        recipe = engine.Recipe(
+            rate,
+            tuning.num_epochs,
+            tuning.batch_size,
+            tuning.batch_tokens,
+            tuning.warmup_fraction,
+            tuning.weight_decay,
+            tuning.max_grad_norm,
+            self.config.seed,
+            tuning.regularisation.label_smoothing,
+        )
+        return engine.Tuner(
+            self.moving, self.rows, recipe, arm=self.arm, terms=self.terms, states=self.states, note=self.note
+        )
+
+    def release(self) -> None:
+        """Lets go of the files of kept states."""
+        if self.states is not None:
+            self.states.release()
+
+
+def make_ready(
+    bench: Bench,
+    arm: str,
+    selection: Selection,
+    checks: engine.Checks,
+    progress: Progress,
+    *,
+    start: Path | None = None,
+) -> Ready:
+    """Loads the base and prepares what an arm moves; with `start` from saved weights of the same selection."""
+    config, tuning = bench.config, bench.config.tuning
+    rows = training_rows(config, bench.inputs, bench.chat)
+    loaded = bench.load()
+    moving = engine.prepare(
+        loaded.model,
+        loaded.family,
+        selection,
+        lora_rank=tuning.lora_rank,
+        lora_alpha=tuning.lora_alpha,
+        seed=config.seed,
+        mask=mask_of(bench.run, arm, selection),
+    )
+    models.save_memory(moving.model, longest(config, bench.inputs, bench.chat, rows))
+    states = kept_states(config, loaded, moving, rows, checks.validation, bench.device, progress)
+    terms = loss_terms(config, bench.inputs, bench.chat, moving)
+    if start is not None:  # after the terms, which hold on to the base model
+        engine.load_saved(moving, start)
+    return Ready(config, arm, loaded, moving, rows, terms, states, progress.note)
+
+
 def tune_arm(
     bench: Bench, arm: str, selection: Selection, progress: Progress, *, start: Path | None = None
 ) -> Forecast:
@@ -109,50 +187,20 @@ def tune_arm(
     if (folder / "tuned.json").is_file():
         return Forecast.from_dict(bench.run.read_json(f"arms/{arm}/tuned.json")["cost"])
     folder.mkdir(parents=True, exist_ok=True)
-    config, tuning = bench.config, bench.config.tuning
     resumed = (folder / "race.json").is_file() or (folder / "checkpoint.safetensors").is_file()
     with engine.Meter(bench.device) as meter:
-        train = training_rows(config, bench.inputs, bench.chat)
         checks = bench.checks(len(bench.inputs.train))
-        loaded = bench.load()
-        moving = engine.prepare(
-            loaded.model,
-            loaded.family,
-            selection,
-            lora_rank=tuning.lora_rank,
-            lora_alpha=tuning.lora_alpha,
-            seed=config.seed,
-            mask=mask_of(bench.run, arm, selection),
-        )
-        models.save_memory(moving.model, longest(config, bench.inputs, bench.chat, train))
-        states = kept_states(config, loaded, moving, train, checks.validation, bench.device, progress)
-        terms = loss_terms(config, bench.inputs, bench.chat, moving)
-        if start is not None:  # after the terms, which hold on to the base model
-            engine.load_saved(moving, start)
+        ready = make_ready(bench, arm, selection, checks, progress, start=start)
+        moving, loaded = ready.moving, ready.loaded
         progress.note(f"{arm}: {engine.describe(moving).splitlines()[0]}")
         bench.run.write_json(
             f"arms/{arm}/moves.json", {"selection": moving.selection.to_dict(), "text": engine.describe(moving)}
         )
         _count_in_layers(bench, arm, moving.selection)
 
-        def make_tuner(rate: float) -> engine.Tuner:
-            recipe = engine.Recipe(
-                rate,
-                tuning.num_epochs,
-                tuning.batch_size,
-                tuning.batch_tokens,
-                tuning.warmup_fraction,
-                tuning.weight_decay,
-                tuning.max_grad_norm,
-                config.seed,
-                tuning.regularisation.label_smoothing,
-            )
-            return engine.Tuner(moving, train, recipe, arm=arm, terms=terms, states=states, note=progress.note)
-
-        race = _learning_rate(bench, arm, selection.method, make_tuner, checks, progress)
-        outcome = _fit(bench, arm, make_tuner(race["learning_rate"]), checks, progress)
-        if states is not None:
-            states.release()
+        race = _learning_rate(bench, arm, selection.method, ready.tuner, checks, progress)
+        outcome = _fit(bench, arm, ready.tuner(race["learning_rate"]), checks, progress)
+        ready.release()
         engine.to_inference(moving)
         size = engine.save(
             moving,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,13 +20,15 @@ from tunescope.studies.forecast import forecast_arms
 from tunescope.studies.machine import release_memory
 from tunescope.studies.plan import only, settle
 from tunescope.studies.progress import Progress, Silent
-from tunescope.studies.setup import begin, check, choose_once, finished, settings_text
+from tunescope.studies.search import RESULT, search
+from tunescope.studies.setup import begin, check, choose_once, finished, record, settings_text
 
 
 def run(
     config: Config,
     arm: str,
     *,
+    trials: int | None = None,
     command: str = "",
     overrides: Sequence[str] = (),
     resume: bool = False,
@@ -36,13 +39,15 @@ def run(
     Args:
         config: the settings; `arms` is ignored.
         arm: selected, random, top-third, lora-all or full.
+        trials: look for the settings with the lowest held-out loss first, in this many trials; on `resume`, None goes on with as many as were
+            wanted. See `tunescope.studies.search`.
         command: command line, for the record.
         overrides: settings replaced on the command line, for the ledger.
         resume: continue an interrupted run.
         progress: told what happens.
 
     Raises:
-        ConfigError: the arm is not one that is tuned.
+        ConfigError: the arm is not one that is tuned, or the search cannot be done.
         ApprovalError: the settings want an approval of the plan, which is written, and nobody approved yet.
         TunescopeError: see `tunescope.errors`; what was done up to then is kept.
     """
@@ -63,9 +68,18 @@ def run(
         release_memory()
         folder.set_status("running", stage="plan")
         settled = settle(bench, [arm], selections, progress, started=started)
-        progress.plan({f"{arm}: tune": settled.forecasts[0].tuning_seconds})
+        seconds = settled.forecasts[0].tuning_seconds
+        trials = trials or (folder.read_json(RESULT)["wanted_trials"] if folder.has(RESULT) else 0)
+        progress.plan({f"{arm}: search": seconds * trials} | {f"{arm}: tune": seconds})
+        if trials:
+            folder.set_status("running", stage=f"arm {arm}: search")
+            found = search(bench, arm, settled.selections[arm], trials, progress)
+            bench = dataclasses.replace(bench, config=found)
+            record(folder, "search", {"trials": trials, "best": folder.read_json(RESULT)["best"]["values"]})
         folder.set_status("running", stage=f"arm {arm}")
         cost = tune_arm(bench, arm, settled.selections[arm], progress)
+        if trials:
+            cost = dataclasses.replace(cost, learning_rate_why=f"lowest held-out loss of {trials} trials")
         write_costs(bench, settled.forecasts, [cost], settled.preparation_seconds)
         remove_scratch(folder)
         folder.set_status("done", stage="done")
