@@ -443,7 +443,9 @@ def test_block_0_is_compared_with_the_others_only_where_its_number_is_of_their_k
 
 def test_the_end_of_the_scale_that_stands_for_lower_values_is_named_at_that_end(tmp_path: Path) -> None:
     picture = _write(tmp_path, make_layers("base", found=False))["heat_map.svg"]
-    texts = {"".join(node.itertext()): float(node.get("x", "nan")) for node in picture.iter() if node.tag.endswith("text")}
+    texts = {
+        "".join(node.itertext()): float(node.get("x", "nan")) for node in picture.iter() if node.tag.endswith("text")
+    }
     (mark,) = (x for text, x in texts.items() if text.startswith("≤ "))
     assert mark < min(x for text, x in texts.items() if text.startswith("0.9"))
 
