@@ -1,15 +1,6 @@
 """Bands are found where they were planted, seldom where there are none, and the search is exact.
 
-Rates with 50 maps each (30 blocks, task noise 0.02, noise that all tasks share 0.003, neighbours correlated by 0.5, boundaries drawn),
-measured with the settings as they are, 40 / 57 tasks. Found, and of these both boundaries within two blocks:
-  published form 0.76, 1.00 / 0.76, 1.00; task noise 0.05: 0.52, 1.00 / 0.56, 1.00; 0.1: 0.10, 0.80 / 0.14, 1.00;
-    shared noise 0.01: 0.42, 0.95 / 0.56, 1.00; 0.03: 0.18, 0.78 / 0.30, 0.80
-  one profile: dip 1.00, 1.00; levels 1.00, 1.00 (shared noise 0.03: 0.46, 0.96 / 0.54, 1.00); ramp 0.86, 1.00 / 0.92, 1.00 (shared
-    noise 0.03: 0.22, 0.82 / 0.16, 0.88)
-Found where no band was planted, with signs: at most 0.08 (random walks 0.00, bumps three blocks wide 0.08, one sigmoid 0.06, blocks
-that differ alone 0.02); of one profile: random walks 0.06, smooth curves of six blocks and more 0.10, bumps three blocks wide 0.20, one
-sigmoid 0.24 (a rise between two courses is what a band looks like), blocks that differ alone 0.10 (two of them within 3 blocks), else
-at most 0.06.
+How often, in which families of maps, stands in docs/map.md; dev/band_rates.py measures it.
 """
 
 from __future__ import annotations
