@@ -255,9 +255,7 @@ def test_smoothing_is_that_of_torch(smoothing):
     plain, smoothed = smoothed_losses(logits, targets, smoothing=smoothing)
     wanted = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
     torch.testing.assert_close(smoothed, wanted, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(
-        plain, functional.cross_entropy(logits, targets, reduction="none"), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(plain, functional.cross_entropy(logits, targets, reduction="none"), rtol=1e-5, atol=1e-5)
     assert torch.allclose(smoothed, plain) == (smoothing == 0)
 
 
