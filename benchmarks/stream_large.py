@@ -189,7 +189,7 @@ def child(kind: str, folder: Path, scratch: Path, limit: int) -> dict[str, Any]:
         try:
             load_located(locate(str(folder)))
         except Exception as error:
-            return {"error": str(error).splitlines()[0]}
+            return {"error": str(error).splitlines()[0].replace(str(folder), "model")}
         return {"error": None}
     found = work(kind, folder, scratch)
     after = status()
@@ -244,7 +244,7 @@ def main() -> None:
             "n_layers": n_layers,
             "limit_bytes": limit,
             "rows": N_ROWS,
-            "tokens": N_ROWS * (ROW_TOKENS + 2),
+            "tokens": sum(map(len, make_rows())),
             "epochs": N_EPOCHS,
             "refused": runs["refused"]["error"],
             "same_bits": same,

@@ -329,6 +329,21 @@ def test_a_file_cut_while_it_is_mapped_is_not_read_beyond_its_end(filled, notes)
     assert "cut short" in notes[0]
 
 
+def test_a_file_cut_under_its_writer_is_not_grown_again(tmp_path, notes):
+    """Grown again it would have its old length, with zeros where entries were that this process has checked already."""
+    more = [make_row(i) for i in range(30, 50)]
+    with open_at(tmp_path, note=notes.append) as cache:
+        cache.write(ROWS, 3, states_for(ROWS))
+        for _ in range(2):
+            assert torch.equal(cache.read(ROWS, 3), states_for(ROWS))
+        (file,) = files_in(tmp_path, ".states")
+        os.truncate(file, 100)
+        assert torch.equal(cache.states(more, 3, states_for), states_for(more))
+        assert torch.equal(cache.states(ROWS, 3, states_for), states_for(ROWS))
+    assert file.stat().st_size == 100
+    assert ["somebody changed the length" in note for note in notes].count(True) == 1
+
+
 # The folder
 
 

@@ -18,8 +18,8 @@ from tiny_runs import DTYPES, RECIPE, SELECTIONS, assert_same, facts_of, make_ro
 from tunescope.engine import L2SP, Checks, Fit, KLToBase, Tuner, attach, prepare, save, stream, to_inference
 from tunescope.engine.activations import open_cache
 from tunescope.engine.stream import StreamedBase, StreamedStates
-from tunescope.errors import ConfigError, ModelError, RunError
-from tunescope.models import load_located, locate, mean_losses
+from tunescope.errors import ConfigError, DataError, ModelError, RunError
+from tunescope.models import continuation_logprobs, load_located, locate, mean_losses
 from tunescope.models.packed import pack, passes
 from tunescope.models.streamed import load_tail
 from tunescope.models.tail import run_blocks
@@ -114,6 +114,28 @@ def test_losses_through_the_tail_are_those_of_the_whole_model(located, dtype, k,
         assert np.array_equal(found, reference)
     else:  # the whole model leaves out tokens that predict nothing in its last block, which here ran for all of them
         np.testing.assert_allclose(found, reference, rtol=1e-6 if dtype == "float32" else 2e-2)
+
+
+CHOICES = [(*word.encode(), 256) for word in ("it", "facility", "hr", "h")]
+
+
+def test_choices_through_the_tail_are_scored_as_by_the_whole_model(located, tmp_path):
+    prompts = [row.prompt_ids for row in ROWS]
+    base, tail = StreamedBase(located, dtype="float32"), load_tail(located, 3, dtype="float32")
+    with open_for(located, tmp_path) as cache:
+        stream.fill(base, stream.choice_rows(prompts, CHOICES), 3, cache)
+        kept = StreamedStates(base, cache)
+        found = stream.choice_logprobs(tail.model, prompts, CHOICES, cut=3, kept=kept)
+        assert kept.refilled_tokens == 0
+        assert stream.choice_logprobs(tail.model, [], CHOICES, cut=3, kept=kept).shape == (0, 4)
+        assert stream.choice_logprobs(tail.model, prompts, [], cut=3, kept=kept).shape == (14, 0)
+        for bad in ([[1], []], [[]]):
+            with pytest.raises(DataError, match="without a token has no probability"):
+                stream.choice_logprobs(tail.model, prompts, bad, cut=3, kept=kept)
+            with pytest.raises(DataError, match="without a token has no probability"):
+                stream.choice_logprobs(tail.model, bad, CHOICES, cut=3, kept=kept)
+    reference = continuation_logprobs(load_located(located, dtype="float32").model, prompts, CHOICES)
+    torch.testing.assert_close(found, reference, rtol=1e-5, atol=1e-5)
 
 
 # Tuning

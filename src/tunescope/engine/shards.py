@@ -8,6 +8,7 @@ record carries a hash of its own, bound to the shelf that it stands on; the byte
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import mmap
 import os
@@ -133,10 +134,9 @@ class ShardReader:
             OSError: it cannot be read.
         """
         file = self._open()
-        file.seek(record.offset)
         filled = 0
         while filled < record.size:
-            count = file.readinto(target[filled:])
+            count = _read_at(file, target[filled:], record.offset + filled)
             if not count:
                 raise DamagedError("cut short")
             filled += count
@@ -217,6 +217,8 @@ class ShardWriter:
         self.size = 0
         self._shelf = shelf
         self._process = os.getpid()
+        self._claimed = 0
+        self._whole = True
         self._file = FileIO(self.stem.with_suffix(STATES), "x+")
         lock(self._file, shared=True)
         try:
@@ -228,54 +230,57 @@ class ShardWriter:
 
     @property
     def usable(self) -> bool:
-        """Whether this process may go on writing: it is not a fork of the writer."""
-        return self._process == os.getpid()
+        """Whether this process may go on writing: it is not a fork of the writer, and no write was broken off."""
+        return self._whole and self._process == os.getpid()
 
     def claim(self, count: int) -> None:
         """Makes the file longer, so that other processes count the bytes before they are written.
 
         Raises:
             FileNotFoundError: somebody removed the shard.
-            OSError: the file cannot grow.
+            OSError: somebody changed its length, or the file cannot grow.
         """
-        if not os.fstat(self._file.fileno()).st_nlink:
-            raise FileNotFoundError(f"{self.stem} was removed")
+        status = os.fstat(self._file.fileno())
+        if not status.st_nlink:
+            raise FileNotFoundError(errno.ENOENT, "it was removed")
+        if status.st_size != self._claimed:
+            # Grown again it would hold zeros where checked entries were, and readers would not notice.
+            raise OSError(errno.EIO, "somebody changed the length of its files")
         self._file.truncate(self.size + count)
+        self._claimed = self.size + count
 
     def append(self, entries: Sequence[tuple[bytes, memoryview]]) -> None:
-        """Writes entries, and then their records.
+        """Writes entries, and then their records. If that is broken off, none of them counts and the shard is at its end.
 
         Args:
-            entries: name (32 bytes) and bytes of each.
+            entries: name (32 bytes) and bytes of each; their size was claimed.
 
         Raises:
-            OSError: they could not be written, for example on a full disk; none of them counts then.
+            OSError: they could not be written, for example on a full disk.
         """
+        self._whole = False
         records, end = [], self.size
+        self._file.seek(end)
+        for name, data in entries:
+            _write_all(self._file, data)
+            records.append(Record(name, end, len(data), hashlib.sha256(data).digest()))
+            end += len(data)
+        self.size = end  # before the records: what they describe is never written over
+        indexed = self._index.tell()
         try:
-            self._file.seek(end)
-            for name, data in entries:
-                _write_all(self._file, data)
-                records.append(Record(name, end, len(data), hashlib.sha256(data).digest()))
-                end += len(data)
-            indexed = self._index.tell()
-            try:
-                _write_all(self._index, b"".join(record.packed(self._shelf) for record in records))
-            except OSError:
-                self._index.truncate(indexed)
-                self._index.seek(indexed)
-                raise
-        except OSError:
+            _write_all(self._index, b"".join(record.packed(self._shelf) for record in records))
+        except BaseException:
             with contextlib.suppress(OSError):
-                self._file.truncate(self.size)
+                self._index.truncate(indexed)
             raise
-        self.size = end
+        self._whole = True
 
     def close(self) -> None:
         """Ends the shard; a fork's copy is closed without touching the files."""
-        if self.usable and not self._file.closed:
+        if self._process == os.getpid() and not self._file.closed:
             with contextlib.suppress(OSError):
-                self._file.truncate(self.size)
+                if os.fstat(self._file.fileno()).st_size > self.size:  # claimed and not written
+                    self._file.truncate(self.size)
             touch(self.stem)
         self._index.close()
         self._file.close()
@@ -307,6 +312,14 @@ def touch(stem: Path) -> None:
     """Notes that a shard was used; a folder that cannot be written keeps no order of use."""
     with contextlib.suppress(OSError):
         os.utime(stem.with_suffix(STATES))
+
+
+def _read_at(file: FileIO, target: memoryview, offset: int) -> int:
+    """Without moving the place in the file, where the system can do so: a forked process shares it."""
+    if hasattr(os, "preadv"):
+        return os.preadv(file.fileno(), [target], offset)
+    file.seek(offset)
+    return file.readinto(target) or 0
 
 
 def _write_all(file: FileIO, data: memoryview | bytes) -> None:

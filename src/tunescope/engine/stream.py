@@ -16,13 +16,26 @@ import torch
 
 from tunescope.engine.activations import ActivationCache
 from tunescope.engine.entries import name_of
-from tunescope.errors import ConfigError, ModelError, RunError
+from tunescope.errors import ConfigError, DataError, ModelError, RunError
+from tunescope.models.loss import mean_losses
 from tunescope.models.packed import Packed, Row, pack, passes
 from tunescope.models.streamed import StreamedBase, load_tail, lowest_block
-from tunescope.models.tail import run_blocks
+from tunescope.models.tail import KeptStates, run_blocks
 from tunescope.runs.records import Selection
 
-__all__ = ["Filled", "StreamedBase", "StreamedStates", "check_tail", "fill", "load_tail", "pass_states", "states_of"]
+__all__ = [
+    "Choice",
+    "Filled",
+    "StreamedBase",
+    "StreamedStates",
+    "check_tail",
+    "choice_logprobs",
+    "choice_rows",
+    "fill",
+    "load_tail",
+    "pass_states",
+    "states_of",
+]
 
 
 @dataclass(frozen=True)
@@ -215,6 +228,64 @@ class StreamedStates:
     def write(self, rows: Sequence[Row], k: int, states: torch.Tensor) -> None:
         """Keeps the states of rows that are not there yet."""
         self.cache.write(rows, k, states)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A prompt with one of the answers that are possible; a `Row`.
+
+    Attributes:
+        prompt_ids: tokens of the prompt, not empty.
+        target_ids: tokens of the answer, end-of-turn token included, so that one being the start of another is no issue.
+    """
+
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+
+
+def choice_rows(prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[Choice]:
+    """Returns every prompt with every continuation, for `fill` and `choice_logprobs`.
+
+    Example:
+        >>> [row.prompt_ids + row.target_ids for row in choice_rows([[1], [2]], [[8], [9]])]
+        [(1, 8), (1, 9), (2, 8), (2, 9)]
+    """
+    return [Choice(tuple(prompt), tuple(choice)) for prompt in prompts for choice in continuations]
+
+
+def choice_logprobs(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    *,
+    cut: int,
+    kept: KeptStates,
+    batch_tokens: int = 2048,
+) -> torch.Tensor:
+    """Returns the log-probability of every continuation after every prompt, computed from the states at a cut.
+
+    As `models.continuation_logprobs`, which needs the whole model; a prompt is computed once for all its continuations that share a pass.
+
+    Args:
+        model: the model, or its blocks from the cut on; PEFT-wrapped or not.
+        prompts: token ids, none empty.
+        continuations: token ids of each choice, none empty.
+        cut: number of the lowest block that runs.
+        kept: states at the cut, best filled with `choice_rows` before.
+        batch_tokens: tokens per pass.
+
+    Returns:
+        (n_prompts, n_continuations) float64: the sum over the continuation's tokens, in nats.
+
+    Raises:
+        DataError: a prompt or a continuation is empty.
+    """
+    if not all(map(len, prompts)) or not all(map(len, continuations)):
+        raise DataError("a prompt or a choice without a token has no probability; give each at least one")
+    rows = choice_rows(prompts, continuations)
+    means = torch.from_numpy(mean_losses(model, rows, batch_tokens=batch_tokens, cut=cut, kept=kept))
+    lengths = torch.tensor([len(choice) for choice in continuations], dtype=torch.float64)
+    return -means.view(len(prompts), len(continuations)) * lengths
 
 
 def check_tail(model: Any, selection: Selection) -> None:

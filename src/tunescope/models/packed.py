@@ -108,6 +108,18 @@ class Layout:
         found[self.gather] = torch.arange(len(self.gather))
         return found[:-1]
 
+    def indices(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns, on a device and made once for all blocks: a real token for every place, which places are filled up, and `scatter`."""
+        if device not in self._indices:
+            filled = self.gather == self.n_tokens
+            found = (self.gather.clamp(max=self.n_tokens - 1), filled, self.scatter)
+            self._indices[device] = (found[0].to(device), found[1].to(device), found[2].to(device))
+        return self._indices[device]
+
+    @cached_property
+    def _indices(self) -> dict[torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        return {}
+
     @cached_property
     def is_identity(self) -> bool:
         """True if every place holds the token of the same number: nothing is filled up, and nothing stands elsewhere."""
