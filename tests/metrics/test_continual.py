@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunescope.metrics import backward_transfer, forgetting, relative_gain
+from tunescope.metrics import backward_transfer, forgetting, forward_transfer, relative_gain
 
 MATRIX = [[0.9, 0.1, 0.2], [0.7, 0.8, 0.3], [0.6, 0.85, 0.9]]
 RAGGED = [[0.9], [0.7, 0.8], [0.6, 0.85, 0.9]]
@@ -90,3 +90,32 @@ def test_measures_between_stages_need_two(measure):
 def test_wrong_experts_are_named(upper, message):
     with pytest.raises(ValueError, match=message):
         relative_gain(MATRIX, upper)
+
+
+def test_forward_transfer_is_what_was_gained_before_a_task_was_learned():
+    assert forward_transfer(MATRIX, [0.0, 0.05, 0.4]) == pytest.approx(((0.1 - 0.05) + (0.3 - 0.4)) / 2)
+
+
+@given(SQUARES)
+def test_a_stream_that_never_moves_transfers_nothing_forward(scores):
+    assert forward_transfer([scores[0]] * len(scores), scores[0]) == 0.0
+
+
+@given(SQUARES)
+def test_forward_transfer_reads_only_the_scores_before_learning(scores):
+    next_only = [row[: i + 2] for i, row in enumerate(scores)]
+    assert forward_transfer(next_only, scores[0]) == forward_transfer(scores, scores[0])
+
+
+@pytest.mark.parametrize(
+    ("scores", "base", "message"),
+    [
+        (MATRIX, [0.1, 0.2], "base has 2 numbers for 3 tasks"),
+        (MATRIX, [0.1, 0.2, math.nan], "one finite score"),
+        (RAGGED, [0.1, 0.2, 0.3], r"scores\[0\] has 1 numbers: forward transfer"),
+        ([[0.5]], [0.1], "at least 2"),
+    ],
+)
+def test_what_forward_transfer_lacks_is_named(scores, base, message):
+    with pytest.raises(ValueError, match=message):
+        forward_transfer(scores, base)

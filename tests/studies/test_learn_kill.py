@@ -70,6 +70,7 @@ def everything(folder: Path) -> dict[str, Any]:
 def assert_same(folder: Path, expected: dict[str, Any]) -> None:
     found = everything(folder)
     assert found.keys() == expected.keys()
+    assert found["left"] == expected["left"]
     assert [name for name in expected if found[name] != expected[name]] == []
     assert ledger.verify(folder / "ledger.jsonl").n == len(expected["events"])
 

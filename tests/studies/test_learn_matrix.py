@@ -112,6 +112,11 @@ def test_an_expert_that_scores_nothing_is_left_out_and_named() -> None:
     assert found["relative_gain"][0]["value"] == pytest.approx(100 * means(rows, "stage-03")[1] / 0.5)
 
 
+def test_a_task_without_an_expert_is_left_out_and_named_too() -> None:
+    found = make(["t0", "t1", "t2"], random_rows(3)).measures({"t1": 0.5, "t2": 0.5})
+    assert found["without_share"] == ["t0"] and found["relative_gain"][0]["tasks"] == 1
+
+
 def test_one_task_has_an_average_and_nothing_to_forget() -> None:
     found = make(["a"], {"stage-01": {"a": [1.0, 0.0]}}).measures({"a": 0.5})
     assert found["average"]["value"] == 0.5

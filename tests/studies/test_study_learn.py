@@ -120,6 +120,31 @@ def test_one_task_more_on_a_finished_run_ends_as_the_stream_of_all_three_bit_by_
     assert [task["train_sha256"] for task in mine["tasks"]] == [task["train_sha256"] for task in all_of_it["tasks"]]
 
 
+MOVES = {
+    "sparse entries": [
+        "replay.arm=selected",
+        "tuning.method=sparse",
+        "selection.granularity=entry",
+        "selection.score=magnitude",
+    ],
+    "blocks": ["replay.arm=selected", "tuning.method=weights"],
+    "top third": ["replay.arm=top-third"],
+    "everything": ["replay.arm=full"],
+}
+
+
+@pytest.mark.parametrize("moves", MOVES)
+def test_whatever_moves_goes_on_from_where_it_was(moves: str, home: Path, model: Path) -> None:
+    both = learn.run(stream(home, model, f"both {moves}", TASKS[:2], *MOVES[moves]))
+    one = learn.run(stream(home, model, f"one {moves}", TASKS[:1], *MOVES[moves]))
+    more = learn.run(stream(home, model, f"more {moves}", TASKS[1:2], *MOVES[moves], onto=str(one.path)))
+    ends = [{p.name: p.read_bytes() for p in run.path.glob("weights/*/*.safetensors")} for run in (both, more, one)]
+    assert ends[0] == ends[1] != {} and ends[0] != ends[2]
+    assert facts(both)["rows"][-1]["scores"] == facts(more)["rows"][-1]["scores"]
+    masks = sorted(p.name for p in (more.path / "masks").glob("*"))
+    assert masks == (["stage-01.safetensors", "stage-02.safetensors"] if moves == "sparse entries" else [])
+
+
 def test_on_a_finished_run_what_was_kept_and_lost_is_measured_against_it(third: RunFolder, two: RunFolder) -> None:
     found = facts(third)
     assert [row["arm"] for row in found["rows"]] == ["start", "stage-03"]
@@ -258,6 +283,16 @@ def test_experts_are_tuned_alone_and_used_again(whole: RunFolder, home: Path, mo
     assert not [row for row in again.read_jsonl("steps.jsonl") if row["arm"].startswith("expert")]
     alone = learn.run(stream(home, model, "alone", TASKS[1:2]))
     assert facts(alone)["rows"][-1]["scores"]["mood"] == facts(whole)["experts"]["mood"]
+
+
+def test_experts_of_earlier_tasks_are_brought_along(whole: RunFolder, home: Path, model: Path) -> None:
+    first = learn.run(stream(home, model, "with experts", TASKS[:2], experts=True))
+    onto = learn.run(stream(home, model, "onto experts", TASKS[2:], onto=str(first.path), experts=True))
+    assert facts(onto)["experts"] == facts(whole)["experts"]
+    mine, expected = facts(onto)["measures"], facts(whole)["measures"]
+    assert mine["without_share"] == expected["without_share"]
+    if expected["relative_gain"]:
+        assert mine["relative_gain"][-1]["value"] == expected["relative_gain"][-1]["value"]
 
 
 def test_a_damaged_expert_is_tuned_anew(whole: RunFolder, home: Path, model: Path, cache: Path) -> None:

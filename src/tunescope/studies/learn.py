@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from tunescope.runs.memory import Memory
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies.arms import remove_scratch
 from tunescope.studies.conclude import write_costs
-from tunescope.studies.learn_choose import NEEDS_TAGS, Chooser, make_tagger
+from tunescope.studies.learn_choose import NEEDS_TAGS, TAGS, Chooser, make_tagger
 from tunescope.studies.learn_conclude import write_stream
 from tunescope.studies.learn_experts import experts
 from tunescope.studies.learn_forecast import forecast_stream
-from tunescope.studies.learn_memory import open_memory
+from tunescope.studies.learn_memory import open_memory, with_memory
 from tunescope.studies.learn_onto import Earlier, read_earlier, refuse_other_base, with_earlier
 from tunescope.studies.learn_stage import arms_of, what_moves
 from tunescope.studies.learn_stages import Study, count_by_task, keep_earlier, measure_before, plan_stages, run_stage
@@ -70,7 +71,7 @@ def run(
     folder = RunFolder.create(config.output_dir, text, study=STUDY, command=command, resume=resume)
     with folder.locked():
         bench = begin(checked, folder, command, progress, overrides=overrides)
-        _record_onto(folder, earlier)
+        _take_over(folder, earlier)
         study = Study(bench, stream, earlier, Chooser(bench, progress), progress)
         if plan_only:
             del checked
@@ -82,6 +83,7 @@ def run(
         release_memory()
         memory = open_memory(bench, earlier)
         keep_earlier(study, memory)
+        study = replace(study, bench=with_memory(bench, memory, stream.earlier))
         forecasts = _forecast(study, arm, selection, memory)
         preparation = time.perf_counter() - started
         measured, costs = measure_before(study)
@@ -91,7 +93,8 @@ def run(
             learned.append(run_stage(study, memory, stage, arm, selection))
             measured.append((stage.arm, stream.measured(place, config.replay.evaluate)))
             costs.append(learned[-1].cost)
-        found = experts(bench, arm, selection, stream.tasks, progress) if config.replay.experts else []
+        new = [name for stage in stream.stages for name in stage.learns]
+        found = experts(bench, arm, selection, new, progress) if config.replay.experts else []
         folder.set_status("running", stage="measures")
         progress.stage("compare the stages")
         write_stream(
@@ -147,8 +150,8 @@ def _check(config: Config, progress: Progress) -> tuple[Checked, Stream, Earlier
     return checked, stream, earlier
 
 
-def _record_onto(folder: RunFolder, earlier: Earlier | None) -> None:
-    """Notes on what more is learned; on resume it must be the same."""
+def _take_over(folder: RunFolder, earlier: Earlier | None) -> None:
+    """Notes on what more is learned, which on resume must be the same, and takes the tags over that were paid for there."""
     if earlier is None:
         return
     facts = earlier.facts
@@ -158,6 +161,8 @@ def _record_onto(folder: RunFolder, earlier: Earlier | None) -> None:
             f"replay.onto {earlier.run.path}: its weights changed since this run began; put them back, or start again in another output_dir"
         )
     record(folder, "learns onto", facts)
+    if earlier.run.has(TAGS) and not folder.has(TAGS):
+        folder.write_jsonl(TAGS, earlier.run.read_jsonl(TAGS))
 
 
 def _forecast(study: Study, arm: str, selection: Selection, memory: Memory) -> list[Forecast]:

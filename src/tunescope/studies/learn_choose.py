@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,8 @@ class Replay:
     @property
     def counts(self) -> dict[str, int]:
         """Task -> examples repeated, zeros included."""
-        return {name: sum(c.task == name for c in self.chosen) for name in self.pool}
+        counted = Counter(one.task for one in self.chosen)
+        return {name: counted[name] for name in self.pool}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as plain values."""
@@ -189,7 +191,13 @@ def make_tagger(settings: TagSettings, answers: Path) -> replay.Tagger:
 
 
 def stage_seed(seed: int, stage: Stage) -> int:
-    """Returns the seed of the draws at a stage: with one seed for all, every stage would repeat the same examples."""
+    """Returns the seed of the draws at a stage: with one seed for all, every stage would repeat the same examples.
+
+    Example:
+        >>> first, second = Stage("stage-01", ("a",)), Stage("stage-02", ("b",))
+        >>> stage_seed(1, first) == stage_seed(1, first), stage_seed(1, first) == stage_seed(1, second)
+        (True, False)
+    """
     return int(np.random.default_rng([seed, *stage.arm.encode()]).integers(2**31))
 
 
@@ -211,7 +219,13 @@ def example_of(kept: Kept) -> Example:
 
 
 def plain_example(example: Example) -> dict[str, Any]:
-    """Returns an example as plain values, as a memory keeps it."""
+    """Returns an example as plain values, as a memory keeps it; `example_of` reads it back.
+
+    Example:
+        >>> example = Example("1", "desk", "Which desk?", "The door is stuck.", ("facility",))
+        >>> example_of(Kept("desk", "1", plain_example(example), "random", "stage-01", {"code": "random"})) == example
+        True
+    """
     return {
         "instruction": example.instruction,
         "input": example.input,

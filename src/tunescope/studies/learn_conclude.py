@@ -109,7 +109,7 @@ def write_stream(
     ]
     matrix = ScoreMatrix(stream, rows, **how)
     by_task = {item.task: item for item in together if item.role == "in_domain"}
-    upper = {e.task: score_of(by_task[e.task], EXPERT) for e in experts}
+    upper = {e.task: score_of(by_task[e.task], EXPERT) for e in experts} | _known_experts(bench, earlier)
     values: dict[str, Any] = {
         "policy": bench.config.replay.policy,
         "order": list(stream.tasks),
@@ -219,6 +219,14 @@ def _row(matrix: ScoreMatrix, row: Row, scored: Sequence[Scored]) -> dict[str, A
         "guard_loss": guard,
         "failures": {task: failures(row.scored[task], row.arm) for task in row.tasks},
     }
+
+
+def _known_experts(bench: Bench, earlier: Earlier | None) -> dict[str, float]:
+    """Experts of earlier tasks, whose training data may be gone: the earlier run's, where the test examples are the same."""
+    if earlier is None or not bench.config.replay.experts:
+        return {}
+    versions = {task.name: task.version for task in bench.inputs.tasks}
+    return {task: score for task, (version, score) in earlier.experts.items() if versions.get(task) == version}
 
 
 def _together(read: Mapping[str, Sequence[Scored]], experts: Sequence[Expert]) -> list[Scored]:

@@ -75,7 +75,8 @@ class ScoreMatrix:
         """Returns the measures of the stream, each with its interval; None where it does not exist.
 
         Args:
-            upper: task -> score of its expert; empty without experts. A task whose expert scores 0 is left out of the relative gain.
+            upper: task -> score of its expert; empty without experts. A task without one, or whose expert scores 0, is left out of the
+                relative gain.
         """
         last = self.rows[-1].arm
         found: dict[str, Any] = {
@@ -85,7 +86,7 @@ class ScoreMatrix:
             "backward_transfer": None,
             "forward_transfer": None,
             "relative_gain": self._gains(upper),
-            "without_share": [task for task, score in upper.items() if score <= 0],
+            "without_share": [task for task in self.stream.tasks if upper.get(task, 0) <= 0] if upper else [],
             "after": last,
         }
         if self.joint or len(self.stream.tasks) < 2:
@@ -112,7 +113,7 @@ class ScoreMatrix:
         found = []
         for stage in self.stream.stages:
             seen = self.stream.tasks[: self.stream.tasks.index(stage.learns[-1]) + 1]
-            shared = [task for task in seen[:-1] if upper[task] > 0]
+            shared = [task for task in seen[:-1] if upper.get(task, 0) > 0]
             if not shared:
                 continue
             scores = [*[upper[task] for task in shared], 1.0]
@@ -235,6 +236,12 @@ def failures(item: Scored, arm: str) -> dict[str, int]:
     """Counts answers of one task by what became of them: right, wrong, or with nothing to do with the instruction, and by which rule.
 
     Right is a score of at least 0.5; generated text that is nearly right counts as right.
+
+    Example:
+        >>> from tunescope.runs.records import Answer
+        >>> answers = [Answer("it", 1.0), Answer("", 0.0, flags=("empty",))]
+        >>> failures(Scored("desk", "in_domain", "test", "rouge_l", None, ("it", "hr"), {"stage-01": answers}), "stage-01")
+        {'right': 1, 'wrong': 0, 'unrelated': 1, 'empty': 1}
     """
     counts = {"right": 0, "wrong": 0, "unrelated": 0}
     for answer in item.answers[arm]:

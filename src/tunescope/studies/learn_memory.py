@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from tunescope.runs.environment import user_name
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.memory import Kept, Memory
 from tunescope.studies.arms import Bench
-from tunescope.studies.learn_choose import plain_example
+from tunescope.studies.learn_choose import example_of, plain_example
 from tunescope.studies.learn_onto import MEMORY, Earlier
 from tunescope.studies.learn_plan import PLAN
 
@@ -28,6 +30,9 @@ def open_memory(bench: Bench, earlier: Earlier | None) -> Memory:
         IntegrityError: it is damaged or was changed.
     """
     path, base = bench.run.path / MEMORY, {"sha256": bench.located.sha256}
+    # What a kill left of the start of one: it holds examples, which a person may withdraw.
+    for rest in bench.run.path.glob(f".{MEMORY}.*.part"):
+        shutil.rmtree(rest, ignore_errors=True)
     if (path / "index.json").is_file():
         return Memory.open(path, base_model=base)
     settings = bench.config.replay
@@ -42,6 +47,18 @@ def open_memory(bench: Bench, earlier: Earlier | None) -> Memory:
     memory = Memory.load_export(file, path, base_model=base)
     file.unlink()
     return memory
+
+
+def with_memory(bench: Bench, memory: Memory, tasks: Sequence[str]) -> Bench:
+    """Returns a bench in which tasks have as training examples what is kept of them: the files may be gone, demonstrations are needed."""
+    kept: dict[str, list[Example]] = {}
+    for one in memory.kept:
+        kept.setdefault(one.task, []).append(example_of(one))
+    filled = tuple(
+        dataclasses.replace(task, train=tuple(kept.get(task.name, ()))) if task.name in tasks else task
+        for task in bench.inputs.tasks
+    )
+    return dataclasses.replace(bench, inputs=dataclasses.replace(bench.inputs, tasks=filled))
 
 
 def write_kept(memory: Memory, kept: Sequence[Kept], settings: ReplaySettings) -> None:

@@ -34,6 +34,7 @@ class Earlier:
         tasks: the tasks it learned, in their order, as they are to be read now.
         hashes: task -> sha256 of the training file it learned.
         counts: task -> training examples it learned.
+        experts: task -> version of what was scored, and the score of its expert; of those that it had.
         memory: folder of what it kept, or None where it kept nothing apart from its files.
         base_sha256: hash of its base model's weights.
         base_name: name of its base model.
@@ -46,6 +47,7 @@ class Earlier:
     tasks: tuple[TaskSettings, ...]
     hashes: dict[str, str]
     counts: dict[str, int]
+    experts: dict[str, tuple[str, float]]
     memory: Path | None
     base_sha256: str
     base_name: str
@@ -95,7 +97,19 @@ def read_earlier(config: Config) -> Earlier | None:
         # What it kept is in its memory: the training files need not be there any more.
         tasks.append(now.model_copy(update={"train": None if memory else now.train or task.train}))
     model = run.read_json("environment.json")["model"]
-    return Earlier(run, arm, weights, selection, tuple(tasks), hashes, counts, memory, model["sha256"], model["name"])
+    return Earlier(
+        run,
+        arm,
+        weights,
+        selection,
+        tuple(tasks),
+        hashes,
+        counts,
+        _experts(run),
+        memory,
+        model["sha256"],
+        model["name"],
+    )
 
 
 def with_earlier(config: Config, earlier: Earlier | None) -> Config:
@@ -160,6 +174,14 @@ def _learned(run: RunFolder) -> tuple[list[TaskSettings], dict[str, str], dict[s
     hashes = {file["task"]: file["sha256"] for file in files}
     tasks = [task for task in settings.load(run.path / "config.yaml").tasks if task.name in hashes]
     return tasks, hashes, {file["task"]: file["used"] for file in files}
+
+
+def _experts(run: RunFolder) -> dict[str, tuple[str, float]]:
+    if not run.has(STREAM):
+        return {}
+    values = run.read_json(STREAM)
+    versions = {row["name"]: row["version"] for row in values["tasks"]}
+    return {task: (versions[task], float(score)) for task, score in values["experts"].items()}
 
 
 def _refuse_changed(

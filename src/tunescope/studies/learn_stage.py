@@ -98,9 +98,9 @@ def weights_before(bench: Bench, stream: Stream, stage: Stage, earlier: Earlier 
 def remove_weights(run: RunFolder, stage: str) -> None:
     """Removes weights, and a mask, that a later stage has replaced."""
     folder = run.path / "weights" / stage
+    gone = folder.with_name(f".{stage}.old")
+    shutil.rmtree(gone, ignore_errors=True)  # what a kill has left
     if folder.is_dir():  # renamed first: under its own name there is never half a folder
-        gone = folder.with_name(f".{stage}.old")
-        shutil.rmtree(gone, ignore_errors=True)
         folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
     mask_path(run, stage).unlink(missing_ok=True)

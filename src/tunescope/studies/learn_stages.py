@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,11 +133,14 @@ def plan_stages(study: Study) -> None:
 
 
 def count_by_task(kept: Sequence[Kept]) -> dict[str, int]:
-    """Returns task -> examples."""
-    counts: dict[str, int] = {}
-    for one in kept:
-        counts[one.task] = counts.get(one.task, 0) + 1
-    return counts
+    """Returns task -> examples.
+
+    Example:
+        >>> one = Kept("desk", "1", {"instruction": "", "input": "", "targets": []}, "random", "stage-01", {})
+        >>> count_by_task([one, one])
+        {'desk': 2}
+    """
+    return dict(Counter(one.task for one in kept))
 
 
 def _earlier_stage(study: Study) -> tuple[Stage, dict[str, list[Example]]]:

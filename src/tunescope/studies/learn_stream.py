@@ -56,6 +56,11 @@ class Stream:
         Args:
             place: of the stage, from 0; -1 for before the first one.
             what: ``seen``, ``next`` or ``all``.
+
+        Example:
+            >>> stream = Stream((), (Stage("stage-01", ("a",)), Stage("stage-02", ("b",)), Stage("stage-03", ("c",))))
+            >>> stream.measured(0, "seen"), stream.measured(0, "next"), stream.measured(-1, "seen")
+            (('a',), ('a', 'b'), ())
         """
         if what == "all" or (place < 0 and what == "next"):
             return self.tasks
