@@ -289,6 +289,22 @@ def test_damaged_adapters_are_an_integrity_error_and_foreign_ones_bad_input(
     assert not (tmp_path / "run").exists()
 
 
+def test_names_of_arms_and_tasks_of_the_harness_are_checked(
+    finished: Finished, study: Path, command: Command, tmp_path: Path
+) -> None:
+    adapter = finished.run / "weights" / "selected"
+    given = ["--arm", "selected", "--arm", "=x", "--arm", f"a={adapter}", "--arm", f"a={adapter}"]
+    problems = ["--arm selected: write NAME=PATH", "--arm =x: write NAME=PATH", "the name 'a' is given twice"]
+    assert_refused(command("evaluate", study, *given), problems)
+    assert_refused(command("evaluate", study, "--arm", f"a={tmp_path / 'no'}"), ["--arm a=.*no such folder"])
+    assert_refused(command("evaluate", study, "--arm", f"prompt={adapter}"), ["not be nothing or prompt"])
+    said = command("evaluate", study, "--lm-eval", tmp_path / "no.yaml")
+    assert said.code == 2 and re.search(
+        r"lm-evaluation-harness is not installed|no\.yaml: cannot be read", said.problems[0]
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_arm_that_is_not_tuned_is_refused(study: Path, command: Command, tmp_path: Path) -> None:
     assert_refused(command("tune", study, "--arm", "prompt"), ["--arm 'prompt': is not tuned; allowed: selected"])
     assert not (tmp_path / "run").exists()

@@ -200,6 +200,16 @@ def test_tune_then_evaluate_then_export(small_study: Path, command: Command, tmp
     assert [f["arm"] for f in preview["forecast"]] == ["nothing", "random"] and not measured.exists()
     shown = command(*arguments, "--json").object
     assert {row["arm"] for row in shown["results"]["results"]} == {"nothing", "random"}
+    named = [
+        "evaluate",
+        small_study,
+        f"output_dir={tmp_path / 'named'}",
+        "--arm",
+        f"mine={tuned / 'weights' / 'random'}",
+    ]
+    assert [f["arm"] for f in command(*named, "--dry-run", "--json").object["forecast"]] == ["nothing", "mine"]
+    again = command(*named, "--json").object
+    assert {row["arm"] for row in again["results"]["results"]} == {"nothing", "mine"}
     said = command("export", tuned, "random", "--to", tmp_path / "adapter", "--format", "adapter")
     assert (said.code, said.out.strip()) == (0, str(tmp_path / "adapter"))
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()

@@ -19,6 +19,7 @@ SAMPLES = sorted((ROOT / "src/tunescope/samples").rglob("*.yaml"))
 GROUPS = [
     config.Config,
     config.TaskSettings,
+    config.DemonstrationSettings,
     config.DataSettings,
     config.TuningSettings,
     config.RegularisationSettings,

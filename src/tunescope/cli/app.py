@@ -224,6 +224,19 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Folder with tuned weights; may be given several times.", show_default=False),
     ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="The same, with the name that the report shows.", show_default=False),
+    ] = None,
+    lm_eval: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--lm-eval",
+            metavar="TASK_YAML",
+            help="Also run this task of lm-evaluation-harness (needs the extra lm-eval; local data only); may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     resume: Resume = False,
@@ -232,13 +245,21 @@ def evaluate(
     from tunescope.studies import evaluate as study
 
     settings = load_config(config, overrides)
+    arms = _named_folders(arm or [])
     _blame(settings)
     with _progress() as progress:
         if dry_run:
-            _print_preview(settings, *study.preview(settings, weights or [], progress), as_json=as_json)
+            _print_preview(settings, *study.preview(settings, weights or [], progress, arms=arms), as_json=as_json)
             return
         folder = study.run(
-            settings, weights or [], command=_command(), overrides=overrides or [], resume=resume, progress=progress
+            settings,
+            weights or [],
+            arms=arms,
+            lm_eval=lm_eval or [],
+            command=_command(),
+            overrides=overrides or [],
+            resume=resume,
+            progress=progress,
         )
     _finish(folder, as_json)
 
@@ -372,6 +393,24 @@ def _poc(settings: Config, study_name: str, overrides: list[str], dry_run: bool,
     _finish(folder, as_json)
     if gate is not None:
         raise gate
+
+
+def _named_folders(given: list[str]) -> dict[str, Path]:
+    """Reads NAME=PATH options."""
+    from tunescope.errors import ConfigError
+
+    named: dict[str, Path] = {}
+    problems = []
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path:
+            problems.append(f"--arm {text}: write NAME=PATH, such as nli=runs/nli/weights/lora-all")
+        elif name in named:
+            problems.append(f"--arm {text}: the name {name!r} is given twice")
+        named[name] = Path(path)
+    if problems:
+        raise ConfigError(problems)
+    return named
 
 
 def _blame(settings: Config) -> None:

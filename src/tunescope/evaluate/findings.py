@@ -50,7 +50,7 @@ class Crossed:
     families: Mapping[str, bool]
     measured: Mapping[tuple[str, Mode, Shots, str, Role], Measured]
     moved: Mapping[tuple[str, Mode], Sequence[float]]
-    margin: float = 0.02
+    margin: float = 0.05
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def tasks(self, *, classification: bool) -> list[str]:

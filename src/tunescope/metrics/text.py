@@ -110,6 +110,10 @@ def tokenise(text: str) -> list[str]:
     return tokens
 
 
+Tokens = Callable[[str], Sequence[str]]
+"""Cuts a text into tokens."""
+
+
 def normalise(text: str) -> str:
     """Returns the text as `exact_match` compares it: folded, spaces collapsed, outer quotes and punctuation removed.
 
@@ -148,12 +152,13 @@ def exact_match(prediction: str, reference: str) -> float:
     return float(normalise(prediction) == normalise(reference))
 
 
-def token_f1(prediction: str, reference: str) -> float:
+def token_f1(prediction: str, reference: str, *, tokens: Tokens = tokenise) -> float:
     """Gives the F1 of the tokens that both texts share, order ignored.
 
     Args:
         prediction: the answer given.
         reference: the right answer.
+        tokens: cuts a text into tokens, for example by the words of a language without spaces.
 
     Returns:
         F1 in [0, 1]; where one text has no token, `exact_match`.
@@ -165,7 +170,7 @@ def token_f1(prediction: str, reference: str) -> float:
         >>> token_f1("pump seven leaks", "pump seven is dry")
         0.5714285714285714
     """
-    predicted, right = tokenise(prediction), tokenise(reference)
+    predicted, right = tokens(prediction), tokens(reference)
     if not predicted or not right:
         return exact_match(prediction, reference)
     shared = sum((Counter(predicted) & Counter(right)).values())
@@ -188,12 +193,13 @@ def _rouge() -> Any:
     return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False, tokenizer=_Tokeniser())
 
 
-def rouge_l(prediction: str, reference: str) -> float:
+def rouge_l(prediction: str, reference: str, *, tokens: Tokens = tokenise) -> float:
     """Gives ROUGE-L: the F1 of the longest common subsequence of tokens, in any language.
 
     Args:
         prediction: the answer given.
         reference: the right answer.
+        tokens: cuts a text into tokens, for example by the words of a language without spaces.
 
     Returns:
         F1 in [0, 1]; where one text has no token, `exact_match`.
@@ -208,11 +214,13 @@ def rouge_l(prediction: str, reference: str) -> float:
         0.8571428571428571
         >>> rouge_l("ポンプが漏れた", "ポンプから水が漏れた") > 0.7
         True
+        >>> rouge_l("ポンプ が 漏れた", "ポンプ から 水 が 漏れた", tokens=str.split)
+        0.75
     """
-    predicted, right = tokenise(prediction), tokenise(reference)
+    predicted, right = tokens(prediction), tokens(reference)
     if not predicted or not right:
         return exact_match(prediction, reference)
-    if len(predicted) * len(right) > _LARGEST_TABLE_CELLS:
+    if tokens is not tokenise or len(predicted) * len(right) > _LARGEST_TABLE_CELLS:
         return 2 * _common_length(predicted, right) / (len(predicted) + len(right))
     return float(_rouge().score(reference, prediction)["rougeL"].fmeasure)
 

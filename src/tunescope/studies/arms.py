@@ -313,7 +313,7 @@ def measure_arm(bench: Bench, arm: str, cost: Forecast, progress: Progress, *, w
     if weights is None and arm in TUNED:
         weights = bench.run.path / "weights" / arm
     change = engine.weight_change(loaded, weights, arm=arm) if weights else None
-    model = _tuned_model(bench, loaded, weights) if weights else loaded.model
+    model = tuned_model(bench, loaded, weights) if weights else loaded.model
     with engine.Meter(bench.device) as meter:
         rows: list[dict[str, Any]] = []
         for task in bench.inputs.tasks:
@@ -360,7 +360,8 @@ def measure_arm(bench: Bench, arm: str, cost: Forecast, progress: Progress, *, w
     return cost
 
 
-def _tuned_model(bench: Bench, loaded: Loaded, weights: Path) -> Any:
+def tuned_model(bench: Bench, loaded: Loaded, weights: Path) -> Any:
+    """Returns the model with saved weights on it: an adapter or changed weights on the base just loaded, or a whole model."""
     if (weights / "config.json").is_file():
         located = models.locate(str(weights))
         return models.load_located(located, dtype=bench.config.dtype, device=bench.device).model

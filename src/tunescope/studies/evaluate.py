@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tunescope.studies.arms import measure_arm, remove_scratch
 from tunescope.studies.choose import Choice
 from tunescope.studies.conclude import write_costs, write_results, write_verdict
 from tunescope.studies.forecast import forecast_arms, forecast_once
+from tunescope.studies.harness import check_tasks, note_tasks, run_harness, write_harness
 from tunescope.studies.machine import release_memory
 from tunescope.studies.progress import Progress, Silent
 from tunescope.studies.setup import begin, check, finished, record, write_layers
@@ -30,6 +31,8 @@ def run(
     config: Config,
     weights: Sequence[Path] = (),
     *,
+    arms: Mapping[str, Path] | None = None,
+    lm_eval: Sequence[Path] = (),
     command: str = "",
     overrides: Sequence[str] = (),
     resume: bool = False,
@@ -40,19 +43,22 @@ def run(
     Args:
         config: the settings; of `arms` only the untuned ones count.
         weights: folders as tuning wrote them (``runs/x/weights/selected``), or any PEFT adapter of the same base.
+        arms: further folders by the name that they get.
+        lm_eval: task files of lm-evaluation-harness that every arm is asked as well.
         command: command line, for the record.
         overrides: settings replaced on the command line, for the ledger.
         resume: continue an interrupted run.
         progress: told what happens.
 
     Raises:
-        ConfigError: two folders have the same name, or nothing is to be measured.
+        ConfigError: two folders have the same name, or a task file cannot be used.
         IntegrityError: on resume, data or weights are not those of the first time.
         TunescopeError: see `tunescope.errors`.
     """
     progress = progress or Silent()
     started = time.perf_counter()
-    named = name_arms(weights)
+    named = name_arms(weights, arms)
+    check_tasks(lm_eval)
     config = _untuned_only(config)
     text, study = settings.dump(config), "evaluate"
     RunFolder.check_free(config.output_dir, text, study=study, resume=resume)
@@ -70,20 +76,24 @@ def run(
     folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
     with folder.locked():
         bench = begin(checked, folder, command, progress, overrides=overrides)
-        arms = [arm.value for arm in config.arms] + list(named)
-        forecasts, preparation = forecast_once(bench, arms, {}, progress, started=started)
+        measuring = [arm.value for arm in config.arms] + list(named)
+        forecasts, preparation = forecast_once(bench, measuring, {}, progress, started=started)
         progress.plan({f"{f.arm}: measure": f.evaluation_seconds for f in forecasts})
         record(folder, _MEASURES, measured)
+        note_tasks(folder, lm_eval)
         write_layers(folder, Choice([], {}))
         del checked
         release_memory()
         costs = []
-        for arm in arms:
+        for arm in measuring:
             folder.set_status("running", stage=f"arm {arm}")
             cost = Forecast(arm=arm, adapter_bytes=engine.weight_bytes(named[arm]) if arm in named else 0)
             costs.append(measure_arm(bench, arm, cost, progress, weights=named.get(arm)))
             release_memory()
-        scored = write_results(bench, arms, named)
+            run_harness(bench, arm, named.get(arm), lm_eval, progress)
+            release_memory()
+        scored = write_results(bench, measuring, named)
+        write_harness(bench, measuring, lm_eval)
         write_verdict(bench, scored, costs)
         write_costs(bench, forecasts, costs, preparation)
         remove_scratch(folder)
@@ -92,11 +102,15 @@ def run(
 
 
 def preview(
-    config: Config, weights: Sequence[Path], progress: Progress | None = None
+    config: Config,
+    weights: Sequence[Path],
+    progress: Progress | None = None,
+    *,
+    arms: Mapping[str, Path] | None = None,
 ) -> tuple[list[Forecast], dict[str, Selection]]:
-    """What `run` would cost; keeps nothing."""
+    """What `run` would cost, tasks of lm-evaluation-harness left out; keeps nothing."""
     progress = progress or Silent()
-    named = name_arms(weights)
+    named = name_arms(weights, arms)
     config = _untuned_only(config)
     with tempfile.TemporaryDirectory(prefix="tunescope-dry-run-") as scratch:
         folder = RunFolder.create(Path(scratch) / "run", settings.dump(config), study="dry-run", command="")
@@ -108,15 +122,26 @@ def preview(
         return forecast_arms(bench, [arm.value for arm in config.arms] + list(named), {}, progress), {}
 
 
-def name_arms(weights: Sequence[Path]) -> dict[str, Path]:
-    """Returns arm name -> folder: the folder's own name, with the run's in front where two are alike.
+def name_arms(weights: Sequence[Path], arms: Mapping[str, Path] | None = None) -> dict[str, Path]:
+    """Returns arm name -> folder: the name that was given, else the folder's own, with the run's in front where two are alike.
+
+    Args:
+        weights: folders without a name.
+        arms: name -> folder.
 
     Raises:
-        ConfigError: a folder does not exist, or two have the same name and run.
+        ConfigError: a folder does not exist, a name cannot be one of an arm, or two have the same name.
     """
+    given = dict(arms or {})
     problems = [f"--weights {path}: no such folder" for path in weights if not path.is_dir()]
+    problems += [f"--arm {name}={path}: no such folder" for name, path in given.items() if not path.is_dir()]
+    problems += [
+        f"--arm {name}={path}: the name may hold letters, digits, dots, hyphens and underscores, and not be nothing or prompt"
+        for name, path in given.items()
+        if not re.fullmatch(r"[\w][\w.\-]*", name) or name in (Arm.NOTHING, Arm.PROMPT)
+    ]
     plain = [path.resolve().name for path in weights]
-    named: dict[str, Path] = {}
+    named: dict[str, Path] = {name: path.resolve() for name, path in given.items()}
     for path, name in zip(weights, plain, strict=True):
         full = path.resolve()
         wanted = (
