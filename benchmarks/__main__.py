@@ -16,7 +16,7 @@ from benchmarks.pairs import fastest, interleave
 from benchmarks.table import write_table
 from tunescope.runs.environment import describe_environment
 
-ROWS = ("tuning", "tail", "demonstrations", "layer_map", "few_shot", "replay")
+ROWS = ("tuning", "tail", "demonstrations", "layer_map", "few_shot")
 _RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "lm-eval", "POT")
 
@@ -37,7 +37,7 @@ def main() -> None:
     console = Console(stderr=True)
     for row in () if given.table else given.rows or ROWS:
         _run(row, given.pairs, console)
-    write_table(_RESULTS, Path(__file__).parents[1] / "README.md")
+    write_table([_RESULTS / f"{row}.json" for row in ROWS], Path(__file__).parents[1] / "README.md")
 
 
 def _run(row: str, n_pairs: int, console: Console) -> None:

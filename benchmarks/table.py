@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 _BEGIN, _END = "<!-- benchmarks: written by make bench -->", "<!-- end of benchmarks -->"
 
 
-def write_table(results: Path, readme: Path) -> None:
-    """Replaces what stands between the two marks in the README.
+def write_table(results: Sequence[Path], readme: Path) -> None:
+    """Replaces what stands between the two marks in the README; rows without a result are left out.
 
     Raises:
         SystemExit: the marks are missing.
@@ -20,7 +21,7 @@ def write_table(results: Path, readme: Path) -> None:
         raise SystemExit(f"{readme}: the marks {_BEGIN} and {_END} are missing; put them where the table goes")
     before, _, rest = text.partition(_BEGIN)
     after = rest.partition(_END)[2]
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in results if path.is_file()]
     readme.write_text(f"{before}{_BEGIN}\n{table(found)}\n{_END}{after}", encoding="utf-8")
 
 

@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from benchmarks import peers, work
 from tunescope import engine
 from tunescope.runs.records import Selection
@@ -30,7 +32,7 @@ def _ours() -> Callable[[], work.Round]:
             cache = engine.open_cache(
                 Path(folder),
                 base_sha256=loaded.info.sha256,
-                dtype="bfloat16",
+                dtype=torch.bfloat16,
                 d_model=loaded.model.config.hidden_size,
                 budget_bytes=1 << 30,
             )
