@@ -41,8 +41,7 @@ def test_a_size_that_is_none_is_named(written: str) -> None:
     ("values", "name"),
     [
         ({"cache_bytes": -1}, "cache_bytes"),
-        ({"memory_bytes": 0}, "memory_bytes"),
-        ({"stream_bytes": True}, "stream_bytes"),
+        ({"keep_free_bytes": True}, "keep_free_bytes"),
     ],
 )
 def test_a_size_out_of_range_is_named(values: dict[str, object], name: str) -> None:
@@ -50,14 +49,12 @@ def test_a_size_out_of_range_is_named(values: dict[str, object], name: str) -> N
         engine(**values)
 
 
-def test_by_default_states_are_kept_and_the_base_is_held_whole() -> None:
+def test_by_default_states_are_kept() -> None:
     assert engine().model_dump() == {
         "keep_states": True,
         "cache": None,
         "cache_bytes": 20_000_000_000,
         "keep_free_bytes": 1_000_000_000,
-        "memory_bytes": None,
-        "stream_bytes": 1_000_000_000,
     }
 
 
@@ -67,7 +64,7 @@ def test_the_folder_is_relative_to_the_file(tmp_path) -> None:
     settings = config.load(file)
     assert settings.engine.cache == tmp_path / "kept"
     assert settings.engine.cache_bytes == 3 * 10**9
-    assert config.load(file, ["engine.memory_bytes=8GiB"]).engine.memory_bytes == 8 * 1024**3
+    assert config.load(file, ["engine.keep_free_bytes=8GiB"]).engine.keep_free_bytes == 8 * 1024**3
     again = tmp_path / "again.yaml"
     again.write_text(config.dump(settings))
     assert config.load(again) == settings

@@ -63,4 +63,4 @@ def test_a_base_is_streamed_only_above_the_limit():
     assert must_stream(10**9, 10**9)[0] is False
     streamed, why = must_stream(10**9 + 1, 10**9)
     assert streamed
-    assert why == "the base takes 1 GB, and engine.memory_bytes allows 1 GB: it is read block by block"
+    assert why == "the base takes 1 GB, and memory_bytes allows 1 GB: it is read block by block"

@@ -1,4 +1,4 @@
-"""The settings of the engine: what is kept from one pass to the next, and how much memory and disk that may take."""
+"""The settings of the engine: what is kept from one pass to the next, and how much disk that may take."""
 
 from __future__ import annotations
 
@@ -41,14 +41,3 @@ class EngineSettings(Settings):
         description="What the folder may take, as a number of bytes or as 20GB; what was used longest ago goes first.",
     )
     keep_free_bytes: Bytes = Field(1_000_000_000, ge=0, description="What it leaves free on the disk.")
-    memory_bytes: Bytes | None = Field(
-        None,
-        ge=1,
-        description="A base whose weights take more is read block by block, and only the part of it that tuning needs is held in memory. "
-        "Default: it is held whole.",
-    )
-    stream_bytes: Bytes = Field(
-        1_000_000_000,
-        ge=1,
-        description="Memory for examples that are under way while a base is read block by block; with less it is read more often.",
-    )

@@ -171,7 +171,7 @@ def fill(
     if needed > cache.budget_bytes:
         raise ConfigError(
             f"the states of {len(different)} examples take {needed / 1e9:.3g} GB, and engine.cache_bytes allows {cache.budget_bytes / 1e9:.3g}; "
-            "a base that is read block by block cannot be tuned without them: raise it, use fewer examples, or raise engine.memory_bytes"
+            "a base that is read block by block cannot be tuned without them: raise it, use fewer examples, or hold the base in memory"
         )
     absent = [different[i] for i in cache.missing(different, k)]
     if absent and not cache.make_room(absent, k):
@@ -304,7 +304,7 @@ def check_tail(model: Any, selection: Selection) -> None:
         what = "the whole model" if selection.whole_model else absent[0]
         raise ModelError(
             f"{what} is to move, and this base is in memory from block.{lowest} on; load the tail from the lowest block that moves, or the "
-            "whole base (engine.memory_bytes)"
+            "whole base"
         )
 
 

@@ -72,14 +72,14 @@ def must_stream(weight_bytes: int, memory_bytes: int | None) -> tuple[bool, str]
 
     Example:
         >>> must_stream(16_100_000_000, 8_000_000_000)
-        (True, 'the base takes 16.1 GB, and engine.memory_bytes allows 8 GB: it is read block by block')
+        (True, 'the base takes 16.1 GB, and memory_bytes allows 8 GB: it is read block by block')
         >>> must_stream(270_000_000, None)[0]
         False
     """
     if memory_bytes is None or weight_bytes <= memory_bytes:
         return False, f"the base takes {_gigabytes(weight_bytes)} and is held in memory"
     return True, (
-        f"the base takes {_gigabytes(weight_bytes)}, and engine.memory_bytes allows {_gigabytes(memory_bytes)}: it is read block by block"
+        f"the base takes {_gigabytes(weight_bytes)}, and memory_bytes allows {_gigabytes(memory_bytes)}: it is read block by block"
     )
 
 

@@ -169,7 +169,7 @@ def make_ready(
     )
     models.save_memory(moving.model, longest(config, bench.inputs, bench.chat, rows))
     states = kept_states(config, loaded, moving, rows, checks.validation, bench.device, progress)
-    terms = loss_terms(config, bench.inputs, bench.chat, moving)
+    terms = loss_terms(config, bench.inputs, bench.chat, moving, states)
     if start is not None:  # after the terms, which hold on to the base model
         engine.load_saved(moving, start)
     return Ready(config, arm, loaded, moving, rows, terms, states, progress.note)

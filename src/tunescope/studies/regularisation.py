@@ -101,8 +101,14 @@ def unfit_prompts(config: Config, inputs: Inputs, chat: ChatFormat) -> list[str]
     return []
 
 
-def loss_terms(config: Config, inputs: Inputs, chat: ChatFormat, moving: engine.Moving) -> list[engine.Term]:
-    """Returns the terms of the loss that the settings ask for; to be made before anything moves."""
+def loss_terms(
+    config: Config,
+    inputs: Inputs,
+    chat: ChatFormat,
+    moving: engine.Moving,
+    states: engine.ActivationCache | None = None,
+) -> list[engine.Term]:
+    """Returns the terms of the loss that the settings ask for; to be made before anything moves. `states` as for the tuner."""
     settings = config.tuning.regularisation
     terms: list[engine.Term] = []
     if settings.l2_sp:
@@ -117,6 +123,7 @@ def loss_terms(config: Config, inputs: Inputs, chat: ChatFormat, moving: engine.
                 batch_tokens=config.tuning.batch_tokens,
                 max_rows=settings.kl_batch_size,
                 seed=config.seed,
+                states=states,
             )
         )
     return terms
