@@ -8,8 +8,7 @@ from torch import nn
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 from transformers.models.llama import modeling_llama
 
-from tunescope.models import IGNORED, token_losses
-from tunescope.models.attention import NAME, grouped_attention, save_memory
+from tunescope.models.attention import grouped_attention
 from tunescope.testing import tiny_model
 
 LENGTH = 11
@@ -103,24 +102,3 @@ def test_the_window_of_the_tiny_model_matters():
     narrow.config.sliding_window, wide.config.sliding_window = 4, 64
     assert not torch.allclose(narrow(ids).logits[0, -1], wide(ids).logits[0, -1], atol=1e-2)
     assert torch.equal(narrow(ids).logits[0, :4], wide(ids).logits[0, :4])
-
-
-@pytest.mark.parametrize("window", [16, 4096])
-def test_fused_attention_for_long_texts_gives_the_same_losses_and_gradients(family, window):
-    input_ids = torch.randint(256, (2, 30), generator=torch.Generator().manual_seed(0))
-    attention_mask = torch.ones_like(input_ids)
-    attention_mask[1, 21:] = 0
-    labels = input_ids.masked_fill(attention_mask == 0, IGNORED)
-    found = {}
-    for longest in (400, 401):
-        model = tiny_model(family).requires_grad_(True)
-        if family == "gemma3_text":
-            model.config.sliding_window = window
-        save_memory(model, longest)
-        losses, _ = token_losses(model, input_ids, attention_mask, labels)
-        losses.mean().backward()
-        found[model.config._attn_implementation] = losses.detach(), [p.grad for p in model.parameters()]
-    (plain, plain_gradients), (fused, fused_gradients) = found[NAME], found["sdpa"]
-    torch.testing.assert_close(fused, plain, rtol=0, atol=1e-5)
-    for mine, other in zip(fused_gradients, plain_gradients, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5)

@@ -1,6 +1,5 @@
 """Models: load them, name their layers, score with them, generate with them."""
 
-from tunescope.models.attention import save_memory
 from tunescope.models.decode import Generated, common_prefix, continuation_logprobs, greedy, length_batches
 from tunescope.models.family import (
     FAMILIES,
@@ -83,7 +82,6 @@ __all__ = [
     "predicting_states",
     "pull",
     "run_blocks",
-    "save_memory",
     "sha256_of",
     "sharing",
     "target_losses",

@@ -10,10 +10,7 @@ from typing import Any
 
 import torch
 
-from tunescope.models.family import bare
-
 NAME = "tunescope_grouped"
-_LONG_TOKENS = 400
 
 
 def grouped_attention(
@@ -65,18 +62,3 @@ def register() -> str:
     AttentionInterface.register(NAME, grouped_attention)
     AttentionMaskInterface.register(NAME, eager_mask)
     return NAME
-
-
-def save_memory(model: Any, longest: int) -> None:
-    """Switches a model that is to be tuned on long texts to PyTorch's fused attention.
-
-    Plain attention keeps the weights of every pair of tokens for the backward pass: with 8 texts of 600 tokens that was over 4 GB
-    for SmolLM2-135M. Below about 400 tokens it is faster; scoring, which keeps nothing, stays with it, since there the numbers must
-    not depend on the batch.
-
-    Args:
-        model: the model, PEFT-wrapped or not.
-        longest: tokens of the longest text.
-    """
-    if longest > _LONG_TOKENS:
-        bare(model).set_attn_implementation("sdpa")

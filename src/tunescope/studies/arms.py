@@ -25,7 +25,7 @@ from tunescope.studies.kept_states import kept_states
 from tunescope.studies.machine import trim_heap
 from tunescope.studies.mask_files import mask_of
 from tunescope.studies.progress import Progress, ticker
-from tunescope.studies.regularisation import Rows, longest, loss_terms, training_rows
+from tunescope.studies.regularisation import Rows, loss_terms, training_rows
 
 _STEPS_PER_TRIM = 8
 TUNED = (Arm.SELECTED, Arm.RANDOM, Arm.TOP_THIRD, Arm.LORA_ALL, Arm.FULL)
@@ -167,7 +167,6 @@ def make_ready(
         seed=config.seed,
         mask=mask_of(bench.run, arm, selection),
     )
-    models.save_memory(moving.model, longest(config, bench.inputs, bench.chat, rows))
     states = kept_states(config, loaded, moving, rows, checks.validation, bench.device, progress)
     terms = loss_terms(config, bench.inputs, bench.chat, moving, states)
     if start is not None:  # after the terms, which hold on to the base model

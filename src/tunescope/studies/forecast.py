@@ -172,7 +172,6 @@ def _tuning_forecast(
             seed=bench.config.seed,
             mask=mask_of(bench.run, arm, selection),
         )
-        models.save_memory(moving.model, max(len(e) for e in train))
         # Two steps over the same rows: the first one warms up, the second one counts.
         recipe = engine.Recipe(1e-5, num_epochs=2, batch_size=len(rows), batch_tokens=tuning.batch_tokens)
         terms = loss_terms(bench.config, bench.inputs, bench.chat, moving)

@@ -71,7 +71,6 @@ class Specialists:
             for parameter in self._moving.parameters.values():
                 parameter.requires_grad_(True)
             engine.load_weights(self._moving, self._start)
-            models.save_memory(self.model, max(len(row) for row in one.rows))
             try:
                 fit = self._fit(one, progress)
                 progress.advance(fit.tuner.step)
