@@ -160,3 +160,13 @@ def test_the_best_reference_counts_and_one_is_needed():
     assert best_over_references(token_f1, "pump leaks", ["valve", "pump leaks now", "x"]) == pytest.approx(0.8)
     with pytest.raises(ValueError, match="at least one right answer"):
         best_over_references(token_f1, "pump", [])
+
+
+def test_another_tokeniser_counts_its_own_tokens():
+    def words(text):  # stands for a dictionary-based tokeniser of a language without spaces
+        return text.replace("が", " が ").replace("から", " から ").split()
+
+    assert token_f1("ポンプが漏れた", "ポンプから漏れた", tokens=words) == pytest.approx(2 / 3)
+    assert rouge_l("ポンプが漏れた", "ポンプから漏れた", tokens=words) == pytest.approx(2 / 3)
+    assert rouge_l("a b c d", "a c d", tokens=str.split) == pytest.approx(rouge_l("a b c d", "a c d"))
+    assert rouge_l("", "x", tokens=str.split) == 0 and rouge_l("", "", tokens=str.split) == 1

@@ -109,3 +109,17 @@ def test_a_right_answer_is_never_flagged(answer, prompt):
     assert (
         unrelated_flags(answer, prompt=prompt, references=[answer], other_labels=["x", answer], hit_limit=False) == ()
     )
+
+
+def test_the_answer_of_an_example_in_the_prompt_is_a_copy_unless_it_is_right():
+    asked = {"prompt": "Sum up: the belt slipped.", "other_labels": [], "hit_limit": False}
+    shown = ["Pump seven leaked.", "門が故障"]
+    assert unrelated_flags(" pump SEVEN leaked", references=["Belt slipped."], shown=shown, **asked) == (
+        "copies_demonstration",
+    )
+    assert unrelated_flags("門が故障。", references=["ベルトが滑った"], shown=shown, **asked) == (
+        "copies_demonstration",
+    )
+    assert unrelated_flags("Pump seven leaked.", references=["Pump seven leaked."], shown=shown, **asked) == ()
+    assert unrelated_flags("Pump seven leaked again.", references=["Belt slipped."], shown=shown, **asked) == ()
+    assert unrelated_flags("Pump seven leaked.", references=["Belt slipped."], **asked) == ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tiny_study import write_jsonl
@@ -18,6 +18,7 @@ from tunescope.runs.folder import RunFolder
 from tunescope.studies import data_check, evaluate, poc
 from tunescope.studies.demonstrations import at_test
 from tunescope.studies.inputs import encode_inputs, read_inputs
+from tunescope.studies.progress import Silent
 from tunescope.studies.regularisation import training_rows
 
 TWO = "tasks.{}.demonstrations={{count: 2, choice: {}, at: [{}]}}"
@@ -148,6 +149,22 @@ def test_measuring_the_weights_again_gives_the_same_answers(shown_run: RunFolder
     config = with_demonstrations(study, tmp_path)
     again = evaluate.run(config, [shown_run.path / "weights" / "lora-all"])
     assert scores(again) == scores(shown_run)
+
+
+def test_asked_without_the_examples_that_it_was_tuned_with_a_note_says_so(
+    shown_run: RunFolder, study: Path, tmp_path: Path
+) -> None:
+    class Notes(Silent):
+        told: ClassVar[list[str]] = []
+
+        def note(self, text: str) -> None:
+            self.told.append(text)
+
+    adapter = [shown_run.path / "weights" / "lora-all"]
+    evaluate.run(with_demonstrations(study, tmp_path / "a"), adapter, progress=Notes())
+    assert not any("finished examples" in text for text in Notes.told)
+    evaluate.run(with_demonstrations(study, tmp_path / "b", "first", ""), adapter, progress=Notes())
+    assert sum("in tuning 2 finished examples stood before each prompt" in text for text in Notes.told) == 3
 
 
 def test_scores_depend_on_neither_the_batch_nor_the_order_of_the_rows(

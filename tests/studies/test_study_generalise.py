@@ -167,6 +167,38 @@ def test_a_wording_that_drops_the_question_is_refused(study: Path, tmp_path: Pat
     assert not config.output_dir.exists()
 
 
+# Data that leaves nothing to learn, and tasks that share their labels.
+
+
+def test_an_out_of_domain_file_equal_to_the_training_file_leaves_nothing_to_tune_on(
+    study: Path, tmp_path: Path
+) -> None:
+    train = study.parent / "data" / "routing.train.jsonl"
+    other = shutil.copyfile(train, tmp_path / "same.jsonl")
+    alone = [
+        f"tasks.0.out_of_domain=['{other}']",
+        "tasks.1.train=null",
+        "tasks.2.train=null",
+        "arms=[nothing, lora-all]",
+    ]
+    config = config_of(study, tmp_path, *alone)
+    with pytest.raises(ConfigError, match=r"nothing to tune on, there is no .usable. training example"):
+        poc.run(config)
+    assert not config.output_dir.exists()
+
+
+def test_tasks_that_share_their_labels_collapse_to_none_of_each_other(study: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(study.parent / "data", tmp_path / "data"))
+    for file in data.glob("mood.*.jsonl"):
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace('"good"', '"it"').replace('"bad"', '"hr"'), encoding="utf-8")
+    own = shutil.copyfile(study, tmp_path / "study.yaml")
+    config = config_of(own, tmp_path, "tasks.1.labels=[it, hr]", "arms=[nothing]")
+    cells, _, _ = read(evaluate.run(config))
+    assert all(c.collapse_rate is None for c in cells if c.task in ("routing", "mood"))
+    assert all(c.collapse_rate is not None for c in cells if c.task == "summary")
+
+
 # Risk.
 
 

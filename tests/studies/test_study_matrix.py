@@ -131,9 +131,12 @@ def test_stopped_in_a_model_it_goes_on_with_that_model(
 
     monkeypatch.setattr(matrix, "measure_arm", stops_once)
     with pytest.raises(KeyboardInterrupt):
-        matrix.run(mine, seeds=[1, 2], half=["mood"])
-    again = matrix.run(mine, seeds=[1, 2], half=["mood"])
-    assert again == found
+        matrix.run(mine, seeds=[1])
+    matrix.run(mine, seeds=[1])
+    for name in ("base", "routing-ft-1", "routing-fticl-1", "mood-ft-1", "mood-fticl-1"):
+        assert (folder(mine, name).path / "samples.jsonl").read_bytes() == (
+            folder(config, name).path / "samples.jsonl"
+        ).read_bytes()
     assert calls.count("nothing") == 1
 
 

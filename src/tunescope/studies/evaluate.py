@@ -18,7 +18,9 @@ from tunescope.runs.records import Forecast, Selection
 from tunescope.studies.arms import measure_arm, remove_scratch
 from tunescope.studies.choose import Choice
 from tunescope.studies.conclude import write_costs, write_results, write_verdict
+from tunescope.studies.demonstrations import shown_at
 from tunescope.studies.forecast import forecast_arms, forecast_once
+from tunescope.studies.generalise import shown_in_tuning
 from tunescope.studies.harness import check_tasks, note_tasks, run_harness, write_harness
 from tunescope.studies.machine import release_memory
 from tunescope.studies.progress import Progress, Silent
@@ -76,6 +78,8 @@ def run(
     folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
     with folder.locked():
         bench = begin(checked, folder, command, progress, overrides=overrides)
+        for note in _asked_otherwise(config, named):
+            progress.note(note)
         measuring = [arm.value for arm in config.arms] + list(named)
         forecasts, preparation = forecast_once(bench, measuring, {}, progress, started=started)
         progress.plan({f"{f.arm}: measure": f.evaluation_seconds for f in forecasts})
@@ -156,6 +160,17 @@ def name_arms(weights: Sequence[Path], arms: Mapping[str, Path] | None = None) -
     if problems:
         raise ConfigError(problems)
     return named
+
+
+def _asked_otherwise(config: Config, named: Mapping[str, Path]) -> list[str]:
+    """What a reader should know of arms that were tuned with examples in the prompt and are asked without."""
+    return [
+        f"{name}: in tuning {count} finished examples stood before each prompt of {task}, and the settings show none at test; set "
+        f"demonstrations of the task (at: [test]) to ask as it was tuned"
+        for name, path in named.items()
+        for task, count in shown_in_tuning(path).items()
+        if any(t.name == task for t in config.tasks) and not shown_at(config, task, "test")
+    ]
 
 
 def _refuse_other_weights(folder: RunFolder, measured: dict[str, Any]) -> None:

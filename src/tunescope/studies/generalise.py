@@ -55,6 +55,14 @@ def write_generalisation(
     bench.run.write_json(GENERALISATION, values)
 
 
+def shown_in_tuning(folder: Path) -> Mapping[str, int]:
+    """Returns task -> finished examples that stood before each training prompt of saved weights; empty where none did or nobody says."""
+    if not (folder / TRAINING).is_file():
+        return {}
+    asked = RunFolder(folder).read_json(TRAINING).get("demonstrations") or {}
+    return {task: int(how["count"]) for task, how in asked.items() if "train" in how["at"]}
+
+
 def trained_tasks(folder: Path) -> Collection[str] | None:
     """Returns the tasks that saved weights were tuned on, from the file beside them; None where there is none.
 
