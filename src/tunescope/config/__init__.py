@@ -3,6 +3,7 @@
 from tunescope.config.demonstrations import DemonstrationSettings
 from tunescope.config.engine import EngineSettings
 from tunescope.config.knowledge import InterventionSettings, KnowledgeSettings, QuestionFileSettings
+from tunescope.config.layer_map import MapSettings, SpecialistSettings
 from tunescope.config.load import dump, load, validate
 from tunescope.config.models import (
     BLOCK_SCORES,
@@ -12,10 +13,8 @@ from tunescope.config.models import (
     DataSettings,
     EvaluationSettings,
     GateSettings,
-    MapSettings,
     Metric,
     SelectionSettings,
-    SpecialistSettings,
     TaskSettings,
 )
 from tunescope.config.replay import INSTRUCTION_POLICIES, ORDERS, ReplaySettings, TagSettings

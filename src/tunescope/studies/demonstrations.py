@@ -23,8 +23,8 @@ def demonstrations(task: Task, count: int) -> tuple[Example, ...]:
 
 
 def settings_of(config: Config, task_name: str) -> DemonstrationSettings | None:
-    """Returns the demonstrations that the settings ask for in a task, or None."""
-    return next(task.demonstrations for task in config.tasks if task.name == task_name)
+    """Returns the demonstrations that the settings ask for in a task, or None; a study may make tasks that the settings do not know."""
+    return next((task.demonstrations for task in config.tasks if task.name == task_name), None)
 
 
 def shown_at(config: Config, task_name: str, place: str) -> bool:
