@@ -275,3 +275,28 @@ def test_the_common_prefix_leaves_every_row_a_token_of_its_own():
     assert common_prefix([[1]]) == 0
     assert common_prefix([[1, 2, 3], [1, 2, 3], [1, 2, 3, 4]]) == 2
     assert common_prefix([[1, 2], [3, 2]]) == 0
+
+
+def test_a_float32_head_tells_apart_what_bfloat16_rounds_to_a_tie():
+    model = tiny_model().to(torch.bfloat16)
+    head = model.get_output_embeddings().weight
+    with torch.no_grad():
+        head.mul_(100)  # logits in the hundreds: a bfloat16 step is then larger than most differences
+    prompts = [[5, 6, 7], [9, 8]]
+    letters = [[token] for token in range(200)]
+    rounded = continuation_logprobs(model, prompts, letters)
+    exact = continuation_logprobs(model, prompts, letters, float32_head=True)
+    assert all(len(set(row)) < len(row) for row in rounded.tolist())
+    assert all(len(set(e)) > len(set(r)) for e, r in zip(exact.tolist(), rounded.tolist(), strict=True))
+    states = model.model(input_ids=torch.tensor([prompts[0]])).last_hidden_state[0, -1]
+    plain = (states.double() @ head.double().T).log_softmax(-1)
+    assert (exact[0] - plain[:200]).abs().max() < 1e-3 < (rounded[0] - plain[:200]).abs().max()
+
+
+def test_a_float32_head_changes_nothing_in_a_float32_model():
+    model = tiny_model()
+    prompts, letters = [[5, 6, 7], [9, 8]], [[token] for token in range(20)]
+    plain = continuation_logprobs(model, prompts, letters)
+    torch.testing.assert_close(
+        continuation_logprobs(model, prompts, letters, float32_head=True), plain, rtol=0, atol=1e-5
+    )

@@ -350,6 +350,7 @@ def _by_letter(
         prompts,
         [[token] for token in letter_ids],
         batch_tokens=max(1, min(batch_tokens, room)),
+        float32_head=True,
         done=done,
     )
     return [

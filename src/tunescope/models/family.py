@@ -15,6 +15,7 @@ from torch import nn
 
 from tunescope.errors import ModelError
 
+_HEAD_ROWS = 8192  # of the head's matrix that are copied to float32 at a time
 PARTS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -118,6 +119,27 @@ def head_logits(model: Any, hidden: torch.Tensor, *, head: nn.Module | None = No
     """
     inner = bare(model)
     logits = (inner.get_output_embeddings() if head is None else head)(hidden).float()
+    cap = getattr(inner.config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def float32_head_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Applies the language-model head in float32, whatever the model's number format; a part of the vocabulary at a time.
+
+    Args:
+        model: the model, PEFT-wrapped or not.
+        hidden: last hidden states, (..., d_model), after the final norm.
+
+    Returns:
+        Logits in float32, (..., d_vocab), soft-capped where the family does so.
+    """
+    inner = bare(model)
+    head = inner.get_output_embeddings()
+    states = hidden.float()
+    parts = [states @ part.float().T for part in head.weight.split(_HEAD_ROWS)]
+    logits = torch.cat(parts, dim=-1)
+    if head.bias is not None:
+        logits += head.bias.float()
     cap = getattr(inner.config, "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
 
