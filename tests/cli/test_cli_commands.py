@@ -361,7 +361,7 @@ def test_a_key_seals_the_ledger_of_a_run(
 def test_a_bug_ends_with_1_and_leaves_its_traceback_in_the_run_folder(
     name: str, small_study: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tunescope.studies.arms
+    import tunescope.studies.measure
 
     def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("first line\nsecond line")
@@ -369,7 +369,7 @@ def test_a_bug_ends_with_1_and_leaves_its_traceback_in_the_run_folder(
     for module in ("poc", "tune", "evaluate"):
         for step in ("measure_arm", "tune_arm"):
             monkeypatch.setattr(f"tunescope.studies.{module}.{step}", broken, raising=False)
-    assert tunescope.studies.arms.measure_arm is not broken
+    assert tunescope.studies.measure.measure_arm is not broken
     said = command(name, small_study, f"output_dir={tmp_path / 'run'}")
     assert said.code == 1 and "Traceback" not in said.err
     assert "ZeroDivisionError: first line" in said.problems[0]

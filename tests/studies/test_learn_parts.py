@@ -19,7 +19,7 @@ from tunescope.errors import DataError, IntegrityError, RunError
 from tunescope.replay import BiasRow, EndpointTagger, FileTagger, LocalTagger
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Selection
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.learn_bias import bias_rows
 from tunescope.studies.learn_choose import make_tagger, stage_seed
 from tunescope.studies.learn_embed import Embedder

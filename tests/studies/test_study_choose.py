@@ -19,7 +19,7 @@ from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Bands, LayerScores, Selection
 from tunescope.select import Mask
 from tunescope.studies import scored, setup
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.choose import Choice, choose
 from tunescope.studies.mask_files import mask_of
 from tunescope.studies.progress import Silent

@@ -15,9 +15,11 @@ from tunescope.errors import ConfigError
 from tunescope.metrics import resample_seeds_and_examples
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast
-from tunescope.studies.arms import measure_arm, remove_scratch, tune_arm
+from tunescope.studies.arms import tune_arm
+from tunescope.studies.bench import remove_scratch
 from tunescope.studies.conclude import write_results
 from tunescope.studies.machine import release_memory
+from tunescope.studies.measure import measure_arm
 from tunescope.studies.progress import Progress, Silent
 from tunescope.studies.setup import begin, check, choose_once
 

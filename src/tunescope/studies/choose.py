@@ -14,7 +14,7 @@ from tunescope.errors import ConfigError
 from tunescope.models import Loaded
 from tunescope.runs.records import LayerScores, Selection
 from tunescope.select import Budget, Mask
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.mask_files import mask_path
 from tunescope.studies.progress import Progress
 from tunescope.studies.scored import Scored, scored

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from tunescope import evaluate, verdict
 from tunescope.evaluate import Scored
 from tunescope.runs.records import Answer, Forecast, Risk, Sample, Verdict
-from tunescope.studies.arms import TUNED, Bench, read_scored, test_groups
+from tunescope.studies.bench import TUNED, Bench, test_groups
 from tunescope.studies.generalise import write_generalisation
+from tunescope.studies.measure import read_scored
 from tunescope.studies.setup import record
 
 

@@ -15,10 +15,12 @@ from tunescope.evaluate import BASE_ARM, Scored
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.generalisation import CurvePoint, DataCurve
 from tunescope.runs.records import Forecast, Role, Selection
-from tunescope.studies.arms import Bench, measure_arm, read_scored, tune_arm
+from tunescope.studies.arms import tune_arm
+from tunescope.studies.bench import Bench
 from tunescope.studies.inputs import Inputs
 from tunescope.studies.machine import release_memory
 from tunescope.studies.mask_files import mask_path
+from tunescope.studies.measure import measure_arm, read_scored
 from tunescope.studies.progress import Progress
 
 CURVE = "curve.json"

@@ -15,7 +15,7 @@ from tunescope.config import Arm, Config
 from tunescope.errors import ConfigError, IntegrityError
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast, Selection
-from tunescope.studies.arms import measure_arm, remove_scratch
+from tunescope.studies.bench import remove_scratch
 from tunescope.studies.choose import Choice
 from tunescope.studies.conclude import write_costs, write_results, write_verdict
 from tunescope.studies.demonstrations import shown_at
@@ -23,6 +23,7 @@ from tunescope.studies.forecast import forecast_arms, forecast_once
 from tunescope.studies.generalise import shown_in_tuning
 from tunescope.studies.harness import check_tasks, note_tasks, run_harness, write_harness
 from tunescope.studies.machine import release_memory
+from tunescope.studies.measure import measure_arm
 from tunescope.studies.progress import Progress, Silent
 from tunescope.studies.setup import begin, check, finished, record, write_layers
 

@@ -13,12 +13,13 @@ from tunescope import engine, evaluate, models
 from tunescope.data import Encoded, Example, Task
 from tunescope.models import Loaded
 from tunescope.runs.records import Forecast, Selection
-from tunescope.studies.arms import Bench, answering, test_groups
+from tunescope.studies.bench import Bench, test_groups
 from tunescope.studies.beside import Beside
 from tunescope.studies.demonstrations import encode_training
 from tunescope.studies.inputs import GUARD, encode_all
 from tunescope.studies.machine import release_memory
 from tunescope.studies.mask_files import mask_of
+from tunescope.studies.measure import answering
 from tunescope.studies.prices import Calibration, Point, parameter_table
 from tunescope.studies.progress import Progress
 from tunescope.studies.regularisation import loss_terms, rows_of, training_rows

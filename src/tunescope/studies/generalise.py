@@ -10,7 +10,7 @@ from tunescope.errors import IntegrityError
 from tunescope.evaluate import Scored
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Result
-from tunescope.studies.arms import TUNED, Bench
+from tunescope.studies.bench import TUNED, Bench
 from tunescope.studies.beside import TRAINING
 from tunescope.studies.demonstrations import at_test
 

@@ -9,7 +9,8 @@ from tunescope import models
 from tunescope.errors import IntegrityError
 from tunescope.evaluate import harness
 from tunescope.runs.folder import RunFolder
-from tunescope.studies.arms import Bench, tuned_model
+from tunescope.studies.bench import Bench
+from tunescope.studies.measure import tuned_model
 from tunescope.studies.progress import Progress
 from tunescope.studies.setup import record
 

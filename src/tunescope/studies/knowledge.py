@@ -17,7 +17,7 @@ from tunescope.errors import IntegrityError
 from tunescope.evaluate import check_context, letter_format
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast
-from tunescope.studies.arms import Bench, remove_scratch
+from tunescope.studies.bench import Bench, remove_scratch
 from tunescope.studies.inputs import Inputs
 from tunescope.studies.knowledge_after import after, find_tuned
 from tunescope.studies.knowledge_forecast import KnowledgeForecast, forecast_knowledge

@@ -17,7 +17,7 @@ from tunescope.errors import ConfigError
 from tunescope.knowledge import Probe, Question
 from tunescope.knowledge.questions import draw_key
 from tunescope.models import Loaded
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.knowledge_inputs import Asked, header_of
 from tunescope.studies.knowledge_probe import BASE, TUNED, ZERO_SHOT, ask_in_chat, read_probes
 from tunescope.studies.map_models import Tuned, tuned_beside

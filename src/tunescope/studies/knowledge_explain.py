@@ -17,7 +17,7 @@ from tunescope.evaluate import FewShot, answer_text
 from tunescope.knowledge import Question, TrainingItem
 from tunescope.knowledge.questions import draw_key
 from tunescope.metrics import unrelated_flags
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.knowledge_inputs import header_of
 from tunescope.studies.progress import Progress, ticker
 

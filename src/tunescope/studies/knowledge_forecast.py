@@ -11,7 +11,7 @@ from tunescope.evaluate import FewShot
 from tunescope.knowledge import Question
 from tunescope.models import Loaded
 from tunescope.runs.records import Record
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.inputs import encode_all
 from tunescope.studies.knowledge_inputs import Asked, form_of, header_of
 from tunescope.studies.knowledge_probe import CHUNK, ask_domain

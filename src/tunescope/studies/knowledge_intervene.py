@@ -17,7 +17,8 @@ from tunescope.knowledge import Cell, Probe, Question, Split, TrainingItem
 from tunescope.knowledge.questions import shuffled
 from tunescope.models import Loaded
 from tunescope.runs.records import Forecast, Selection
-from tunescope.studies.arms import Bench, tune_arm
+from tunescope.studies.arms import tune_arm
+from tunescope.studies.bench import Bench
 from tunescope.studies.inputs import Inputs
 from tunescope.studies.knowledge_after import agreement
 from tunescope.studies.knowledge_explain import explain, question_of

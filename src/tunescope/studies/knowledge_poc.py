@@ -7,7 +7,7 @@ from typing import Any
 
 from tunescope.config import Config
 from tunescope.runs.records import Result
-from tunescope.studies.arms import TUNED, Bench
+from tunescope.studies.bench import TUNED, Bench
 from tunescope.studies.knowledge import FOUND, check_asked, facts_of, write_questions
 from tunescope.studies.knowledge_after import after
 from tunescope.studies.knowledge_inputs import Asked, read_asked

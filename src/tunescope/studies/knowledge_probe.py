@@ -10,7 +10,7 @@ import numpy as np
 from tunescope import evaluate, knowledge, metrics
 from tunescope.config import Config
 from tunescope.knowledge import Probe, Question
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.knowledge_inputs import Asked, form_of, header_of
 from tunescope.studies.progress import Progress, ticker
 

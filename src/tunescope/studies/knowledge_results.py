@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from tunescope import metrics
 from tunescope.knowledge import Probe
 from tunescope.runs.records import Result, Role
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.knowledge_inputs import Asked
 from tunescope.studies.knowledge_probe import BASE, FEW_SHOT, PROBES
 

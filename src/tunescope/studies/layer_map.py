@@ -18,7 +18,7 @@ from tunescope.data import ChatFormat, Encoded
 from tunescope.errors import DataError, TunescopeError, UserError
 from tunescope.models import Loaded, bare
 from tunescope.runs.records import LayerScores
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.inputs import Inputs, encode_all
 from tunescope.studies.map_causal import put_back_scores, windows_of
 from tunescope.studies.map_conclude import MapResult, Prompts, block_costs, conclude

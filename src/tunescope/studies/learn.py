@@ -15,7 +15,7 @@ from tunescope.errors import IntegrityError
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.memory import Memory
 from tunescope.runs.records import Forecast, Selection
-from tunescope.studies.arms import remove_scratch
+from tunescope.studies.bench import remove_scratch
 from tunescope.studies.conclude import write_costs
 from tunescope.studies.learn_choose import NEEDS_TAGS, TAGS, Chooser, make_tagger
 from tunescope.studies.learn_conclude import write_stream

@@ -18,7 +18,7 @@ from tunescope.data import Example
 from tunescope.models.endpoint import ChatEndpoint
 from tunescope.replay import Chosen, PoolTask, ReplayPool
 from tunescope.runs.memory import Kept
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.learn_embed import POOLING, Embedder
 from tunescope.studies.learn_stream import Stage
 from tunescope.studies.progress import Progress

@@ -11,13 +11,14 @@ import numpy as np
 from tunescope import evaluate, models
 from tunescope.evaluate import Scored
 from tunescope.runs.records import Forecast, Sample
-from tunescope.studies.arms import Bench, read_scored, test_groups
+from tunescope.studies.bench import Bench, test_groups
 from tunescope.studies.learn_choose import Replay
 from tunescope.studies.learn_experts import Expert
 from tunescope.studies.learn_matrix import Row, ScoreMatrix, failures, kept_and_lost, score_of
 from tunescope.studies.learn_onto import STREAM, Earlier
 from tunescope.studies.learn_stage import measuring_bench
 from tunescope.studies.learn_stream import START, Stage, Stream
+from tunescope.studies.measure import read_scored
 from tunescope.studies.setup import record
 
 EXPERT = "expert"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tunescope import layers, models, replay
 from tunescope.errors import DataError, RunError
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.machine import release_memory
 from tunescope.studies.progress import Progress, ticker
 

@@ -15,10 +15,12 @@ from tunescope import models
 from tunescope.errors import RunError
 from tunescope.runs.folder import write_text
 from tunescope.runs.records import SCHEMA_VERSION, Answer, Selection
-from tunescope.studies.arms import Bench, measure_arm, tune_arm
+from tunescope.studies.arms import tune_arm
+from tunescope.studies.bench import Bench
 from tunescope.studies.inputs import encode_all
 from tunescope.studies.learn_stage import give_mask, measuring_bench, remove_weights, tuning_bench
 from tunescope.studies.machine import release_memory
+from tunescope.studies.measure import measure_arm
 from tunescope.studies.progress import Progress
 
 _VERSION = 1  # of how an expert is tuned and measured: another one is another expert

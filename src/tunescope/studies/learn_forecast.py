@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from tunescope.runs.records import Forecast, Selection
-from tunescope.studies.arms import Bench, test_groups
+from tunescope.studies.bench import Bench, test_groups
 from tunescope.studies.forecast import forecast_arms
 from tunescope.studies.learn_stage import tuning_bench
 from tunescope.studies.learn_stream import BASE, START, Stream

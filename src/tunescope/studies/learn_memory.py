@@ -16,7 +16,7 @@ from tunescope.runs import ledger
 from tunescope.runs.environment import user_name
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.memory import Kept, Memory
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.learn_choose import example_of, plain_example
 from tunescope.studies.learn_onto import MEMORY, Earlier
 from tunescope.studies.learn_plan import PLAN

@@ -12,7 +12,7 @@ from tunescope.data import Example
 from tunescope.models import Loaded
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Selection
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.choose import Choice
 from tunescope.studies.learn_onto import Earlier
 from tunescope.studies.learn_stream import Stage, Stream

@@ -15,7 +15,8 @@ from tunescope.data import Example
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.memory import Kept, Memory
 from tunescope.runs.records import Forecast, Selection
-from tunescope.studies.arms import Bench, measure_arm, tune_arm
+from tunescope.studies.arms import tune_arm
+from tunescope.studies.bench import Bench
 from tunescope.studies.learn_bias import bias_rows
 from tunescope.studies.learn_choose import Chooser, Replay, example_of
 from tunescope.studies.learn_conclude import Learned
@@ -26,6 +27,7 @@ from tunescope.studies.learn_plan import digest, plan_rows, replayed_examples, w
 from tunescope.studies.learn_stage import give_mask, measuring_bench, remove_weights, tuning_bench, weights_before
 from tunescope.studies.learn_stream import BASE, START, Stage, Stream
 from tunescope.studies.machine import release_memory
+from tunescope.studies.measure import measure_arm
 from tunescope.studies.progress import Progress
 from tunescope.studies.setup import record
 

@@ -12,7 +12,7 @@ from tunescope import engine
 from tunescope.config import Arm, Config
 from tunescope.errors import IntegrityError
 from tunescope.runs.folder import RunFolder
-from tunescope.studies.arms import remove_scratch
+from tunescope.studies.bench import remove_scratch
 from tunescope.studies.layer_map import layer_map, prompts_of
 from tunescope.studies.map_causal import windows_of
 from tunescope.studies.map_conclude import MapResult

@@ -17,7 +17,7 @@ from tunescope.data import Encoded
 from tunescope.errors import ConfigError
 from tunescope.models import blocks
 from tunescope.runs.records import LayerScores
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.map_models import Tuned
 from tunescope.studies.progress import Progress, ticker
 from tunescope.studies.specialists import Specialists

@@ -13,7 +13,7 @@ import numpy as np
 from tunescope import engine, layers
 from tunescope.models import Loaded, bare
 from tunescope.runs.records import Record
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.map_causal import windows_of
 from tunescope.studies.map_conclude import Prompts
 from tunescope.studies.progress import Progress

@@ -13,7 +13,7 @@ from typing import Any
 from tunescope import engine, models
 from tunescope.errors import ConfigError, ModelError
 from tunescope.models import Loaded, bare
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 
 
 @dataclass(frozen=True)

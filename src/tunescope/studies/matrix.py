@@ -20,11 +20,13 @@ from tunescope.metrics import crossed_difference
 from tunescope.models import load_tokenizer
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast, Role
-from tunescope.studies.arms import TUNED, Bench, measure_arm, read_scored, remove_scratch, test_groups, tune_arm
+from tunescope.studies.arms import tune_arm
+from tunescope.studies.bench import TUNED, Bench, remove_scratch, test_groups
 from tunescope.studies.conclude import write_samples
 from tunescope.studies.demonstrations import encode_training
 from tunescope.studies.inputs import encode_inputs, read_inputs, refuse
 from tunescope.studies.machine import release_memory
+from tunescope.studies.measure import measure_arm, read_scored
 from tunescope.studies.progress import Progress, Silent
 from tunescope.studies.setup import Checked, begin, check, choose_once
 

@@ -17,7 +17,7 @@ from tunescope.runs.folder import RunFolder
 from tunescope.runs.plan import Plan, PlannedArm
 from tunescope.runs.records import Forecast, LayerScores, Selection
 from tunescope.studies import approve, plan_folder
-from tunescope.studies.arms import TUNED, Bench
+from tunescope.studies.bench import TUNED, Bench
 from tunescope.studies.choose import choose
 from tunescope.studies.forecast import FORECAST, forecast_again, forecast_and_calibrate, forecast_once
 from tunescope.studies.machine import release_memory

@@ -13,13 +13,15 @@ from tunescope.errors import GateError
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies import approve
-from tunescope.studies.arms import measure_arm, remove_scratch, tune_arm
+from tunescope.studies.arms import tune_arm
+from tunescope.studies.bench import remove_scratch
 from tunescope.studies.choose import choose
 from tunescope.studies.conclude import write_costs, write_results, write_verdict
 from tunescope.studies.data_curve import draw_curve, forecast_curve
 from tunescope.studies.forecast import forecast_arms
 from tunescope.studies.knowledge_poc import check_knowledge, probe_knowledge
 from tunescope.studies.machine import release_memory
+from tunescope.studies.measure import measure_arm
 from tunescope.studies.plan import settle
 from tunescope.studies.progress import Progress, Silent
 from tunescope.studies.setup import begin, check, choose_once, finished, settings_text

@@ -15,7 +15,7 @@ from tunescope.data import Encoded
 from tunescope.errors import ConfigError
 from tunescope.models import Loaded
 from tunescope.runs.records import Bands, LayerScores
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.demonstrations import encode_training
 from tunescope.studies.layer_map import layer_map
 from tunescope.studies.map_rows import not_comparable

@@ -11,9 +11,10 @@ from tunescope import engine
 from tunescope.config import Config, SearchSettings, TuningSettings
 from tunescope.errors import ConfigError, IntegrityError, TunescopeError
 from tunescope.runs.records import Selection
-from tunescope.studies.arms import Bench, make_ready
+from tunescope.studies.bench import Bench
 from tunescope.studies.machine import release_memory
 from tunescope.studies.progress import Progress
+from tunescope.studies.ready import make_ready
 
 RESULT = "search.json"
 _JOURNAL = "search.journal"

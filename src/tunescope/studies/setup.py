@@ -18,7 +18,7 @@ from tunescope.runs import ledger
 from tunescope.runs.environment import describe_environment, user_name
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Selection
-from tunescope.studies.arms import TUNED, Bench, remove_scratch, test_groups
+from tunescope.studies.bench import TUNED, Bench, remove_scratch, test_groups
 from tunescope.studies.choose import Choice, choose
 from tunescope.studies.data_curve import unfit_sizes
 from tunescope.studies.demonstrations import at_test, demonstrations, shown_at

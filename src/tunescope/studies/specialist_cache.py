@@ -18,7 +18,7 @@ from tunescope.config import Config
 from tunescope.data import Encoded, Example
 from tunescope.errors import ConfigError, IntegrityError, RunError
 from tunescope.models import Loaded
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 
 PARTS = ("q", "v")
 _VERSION = 1  # of how a specialist is tuned: another one is another specialist

@@ -12,7 +12,7 @@ from tunescope import engine, models
 from tunescope.errors import IntegrityError
 from tunescope.models import Loaded, bare
 from tunescope.runs.records import Selection
-from tunescope.studies.arms import Bench
+from tunescope.studies.bench import Bench
 from tunescope.studies.machine import trim_heap
 from tunescope.studies.progress import Progress
 from tunescope.studies.specialist_cache import PARTS, Wanted, alone, cache_written, missing, read_cached

@@ -13,7 +13,8 @@ from tunescope.config import Config
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies import approve
-from tunescope.studies.arms import remove_scratch, tune_arm
+from tunescope.studies.arms import tune_arm
+from tunescope.studies.bench import remove_scratch
 from tunescope.studies.choose import choose
 from tunescope.studies.conclude import write_costs
 from tunescope.studies.forecast import forecast_arms
