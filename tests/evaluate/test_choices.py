@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tunescope.data import ChatFormat
 from tunescope.errors import DataError, ModelError
-from tunescope.evaluate import FewShot, by_text, choices, few_shot, letter_format, zero_shot
+from tunescope.evaluate import FewShot, choices, few_shot, letter_format, zero_shot
 from tunescope.evaluate.choices import chat_example, plain_ids, show
 from tunescope.knowledge import Probe, Question
 from tunescope.testing import byte_tokenizer, tiny_model
@@ -103,22 +103,6 @@ def test_a_context_stands_before_the_question_only_where_it_is_asked_for() -> No
     assert chat_example(question, "H", 0, context=True, explanation="As all know.").targets == (
         "A. a cow\nAs all know.",
     )
-
-
-def test_by_text_is_the_share_of_each_whole_answer(model: Any) -> None:
-    tokenizer = byte_tokenizer()
-    asked = Question("1", "zoo", "What flies?", ("a bee", "a bee or so"), 0)  # one is the start of the other
-    start = "Zoo.\n\nWhat flies?\nAnswer:"
-    sums = []
-    for choice in asked.choices:
-        ids, total = tokenizer(start)["input_ids"], 0.0
-        for token in tokenizer(f" {choice}\n")["input_ids"]:
-            total += float(naive(model, ids)[token])
-            ids = [*ids, token]
-        sums.append(total)
-    close(by_text(model, tokenizer, [asked], FewShot("Zoo."))[0], torch.tensor(sums))
-    per_byte = torch.tensor([total / len(choice) for total, choice in zip(sums, asked.choices, strict=True)])
-    close(by_text(model, tokenizer, [asked], FewShot("Zoo."), per_byte=True)[0], per_byte)
 
 
 def test_an_instruction_without_questions_asks_nothing(model: Any) -> None:

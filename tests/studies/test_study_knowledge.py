@@ -13,7 +13,7 @@ import yaml
 from tiny_questions import config_of, rows, settings, write_files, write_study
 from tiny_study import write_jsonl
 
-from tunescope import knowledge, report
+from tunescope import evaluate, knowledge, models, report
 from tunescope.config import Config
 from tunescope.errors import ConfigError, DataError, IntegrityError, RunError, TunescopeError
 from tunescope.knowledge import Probe, Question, TrainingItem
@@ -294,8 +294,8 @@ def test_a_question_that_stands_in_two_roles_is_asked_in_the_first(model: Path, 
     assert sum(finding.code == "leakage" for finding in asked.report.findings) == 3
 
 
-@pytest.mark.parametrize("free_form", ["distractors", "probability", "probability_per_byte"])
-def test_free_form_questions_are_asked_both_ways(model: Path, tmp_path: Path, free_form: str) -> None:
+@pytest.mark.parametrize("ask", ["letters", "text", "text_per_byte"])
+def test_free_form_questions_are_asked_both_ways(model: Path, tmp_path: Path, ask: str) -> None:
     words = ["ash", "bay", "cob", "den", "elm", "fig", "gum", "hop", "ink", "jay", "kit", "log"]
     free = [
         {"question": f"What is {word} number {i}?", "answer": word, "domain": "words"} for i, word in enumerate(words)
@@ -304,7 +304,7 @@ def test_free_form_questions_are_asked_both_ways(model: Path, tmp_path: Path, fr
     path = write_study(
         tmp_path,
         model,
-        knowledge={"questions": [{"file": "data/free.jsonl"}], "free_form": free_form, "distractors": 2},
+        knowledge={"questions": [{"file": "data/free.jsonl"}], "ask": ask, "distractors": 2},
     )
     write_jsonl(tmp_path / "data/free.jsonl", free)
     run = study.run(config_of(path, tmp_path / "run"))
@@ -312,7 +312,35 @@ def test_free_form_questions_are_asked_both_ways(model: Path, tmp_path: Path, fr
     assert len(listed) == 12 and all(len(row["choices"]) == 3 for row in listed.values())
     assert all(row["choices"][row["gold"]] in words for row in listed.values())
     assert set(listed["What is ash number 0?"]["choices"]) == {"ash", "not this", "nor this"}
-    assert run.read_json("knowledge.json")["before"]["how"] == ("few_shot" if free_form == "distractors" else "text")
+    assert run.read_json("knowledge.json")["before"]["how"] == ("few_shot" if ask == "letters" else "text")
+
+
+def test_a_study_by_text_shows_no_choices_to_anyone(model: Path, tmp_path: Path) -> None:
+    """With both kinds of questions: probe, sets, tests and answers in words."""
+    path = write_study(tmp_path, model, knowledge={"ask": "text", "header": None})
+    own = [*rows("own", 38), {"question": "What is ash?", "answer": "ash tree", "domain": "plants"}]
+    own += [
+        {"question": f"What is {word}?", "answer": f"{word} tree", "domain": "plants"} for word in ("elm", "oak", "fir")
+    ]
+    write_jsonl(tmp_path / "data/own.jsonl", own)
+    settings_ = config_of(path, tmp_path / "run")
+    run = study.run(settings_, intervention=True)
+    again = study.run(settings_, tuned=tmp_path / "run/weights/self_aligning-3", resume=True)
+    asked, stored = knowledge_inputs.read_asked(settings_), probes(run, "base", "few_shot")
+    loaded = models.load_located(models.locate(str(model)), dtype=settings_.dtype, device="cpu")
+    form = evaluate.FewShot(
+        "The following are questions about stars. Please give the correct answer.", tuple(asked.shown["stars"])
+    )
+    direct = evaluate.by_text(loaded.model, loaded.tokenizer, asked.questions["out_of_domain"], form)
+    for one, other in zip(direct, stored["out_of_domain"], strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=0.01)
+    prepared = knowledge_intervene.prepare(settings_, asked, stored)
+    for item in prepared.sets["self_aligning"]:
+        example = knowledge_intervene._example(settings_, item, {})
+        assert example.targets == (item.choices[item.target],) and "A. " not in example.prompt_text
+    found = again.read_json("knowledge.json")
+    assert found["intervention"]["comparison"]["order"] and found["after"]["written"]["n"] > 0
+    assert all("\nA. " not in row["prompt"] for row in again.read_jsonl("answers.jsonl"))
 
 
 def test_questions_with_differing_numbers_of_choices_have_their_own_chance(model: Path, tmp_path: Path) -> None:
@@ -469,10 +497,6 @@ OWN = {"file": "data/own.jsonl"}
         ({"questions": [OWN], "demonstrations": 20}, "nothing is left to ask"),
         ({"questions": [{"file": "data/tokens.jsonl"}], "demonstrations": 0}, "contains '<end>', a control token"),
         ({"questions": [{"file": "data/long.jsonl"}], "demonstrations": 2}, "the context holds 4096"),
-        (
-            {"questions": [OWN, {"file": "data/free.jsonl"}], "free_form": "probability"},
-            "ask both kinds in separate runs",
-        ),
         ({"general": ["data/none.jsonl"]}, "no such file"),
     ],
 )
@@ -485,10 +509,6 @@ def test_bad_questions_are_refused_and_leave_nothing(
     write_jsonl(tmp_path / "data/tokens.jsonl", [{"question": "An <end>?", "choices": ["a", "b"], "answer": 0}])
     long = [{"question": f"{i} " + "very long " * 180, "choices": ["yes", "no"], "answer": i % 2} for i in range(4)]
     write_jsonl(tmp_path / "data/long.jsonl", long)
-    write_jsonl(
-        tmp_path / "data/free.jsonl",
-        [{"question": f"{i}?", "answer": f"word{i}", "domain": "plants"} for i in range(6)],
-    )
     settings_ = config_of(path, tmp_path / "run")
     with pytest.raises(TunescopeError, match=said) as caught:
         study.run(settings_)

@@ -88,20 +88,21 @@ class KnowledgeSettings(Settings):
         le=64,
         description="Questions of the same domain shown with their answers before each question of the probe.",
     )
-    header: str = Field(
-        "The following are multiple choice questions about {domain}. Please choose the correct answer.",
+    ask: Literal["letters", "text", "text_per_byte"] = Field(
+        "letters",
+        description="How questions are asked: letters: the choices are shown, and the model names a letter; text: they are not shown, and each "
+        "has the probability of being the whole answer; text_per_byte: the same, per byte of its length.",
+    )
+    header: str | None = Field(
+        None,
         min_length=1,
-        description="First line of every prompt; {domain} stands for the question's domain.",
+        description="First line of every prompt; {domain} stands for the question's domain. Default: one that fits how questions are asked.",
     )
     threshold: float = Field(
         0.5,
         ge=0,
         lt=1,
         description="An answer of the base model counts as sure above this probability; groups hold sure ones only.",
-    )
-    free_form: Literal["distractors", "probability", "probability_per_byte"] = Field(
-        "distractors",
-        description="How free-form questions are asked: as multiple choice, or by the probability of each answer's text, whole or per byte.",
     )
     distractors: int = Field(3, ge=1, le=25, description="Wrong answers offered with a free-form question.")
     max_questions: int | None = Field(None, ge=2, description="Ask at most this many questions per domain and role.")
@@ -121,9 +122,20 @@ class KnowledgeSettings(Settings):
     )
     intervention: InterventionSettings = InterventionSettings()
 
+    @property
+    def first_line(self) -> str:
+        """The header, or the default that fits how questions are asked; with ``{domain}`` in it."""
+        if self.header is not None:
+            return self.header
+        if self.ask == "letters":
+            return "The following are multiple choice questions about {domain}. Please choose the correct answer."
+        return "The following are questions about {domain}. Please give the correct answer."
+
     @field_validator("header")
     @classmethod
-    def _header_can_be_filled(cls, header: str) -> str:
+    def _header_can_be_filled(cls, header: str | None) -> str | None:
+        if header is None:
+            return None
         try:
             filled = header.format(domain="x")
         except (KeyError, IndexError, ValueError, AttributeError):

@@ -4,7 +4,6 @@ from tunescope.evaluate.answers import Answering, answer, same_start
 from tunescope.evaluate.choices import (
     FewShot,
     answer_text,
-    by_text,
     chat_example,
     check_context,
     few_shot,
@@ -19,6 +18,7 @@ from tunescope.evaluate.ranks import token_ranks
 from tunescope.evaluate.results import BASE_ARM, Scored, mean_over_tasks, summarise
 from tunescope.evaluate.risk import collapse_rate, risks, unrelated_rate
 from tunescope.evaluate.speed import batch_noise, latencies
+from tunescope.evaluate.texts import by_text, zero_shot_by_text
 
 __all__ = [
     "BASE_ARM",
@@ -51,4 +51,5 @@ __all__ = [
     "unrelated_rate",
     "verdict_of",
     "zero_shot",
+    "zero_shot_by_text",
 ]

@@ -79,18 +79,20 @@ def letter_format(tokenizer: Any, n_letters: int) -> LetterFormat:
     )
 
 
-def show(question: Question, *, context: bool = False) -> str:
-    r"""Returns a question with its lettered choices, a line each.
+def show(question: Question, *, context: bool = False, lettered: bool = True) -> str:
+    r"""Returns a question with its lettered choices, a line each, or without them.
 
     Args:
         question: what to show.
         context: put its background before it, with an empty line between.
+        lettered: show the choices.
 
     Example:
         >>> show(Question("1", "zoo", "What flies?", ("a cow", "a bee"), 1))
         'What flies?\nA. a cow\nB. a bee'
     """
-    lines = [question.text, *(f"{letter}. {text}" for letter, text in zip(LETTERS, question.choices, strict=False))]
+    choices = question.choices if lettered else ()
+    lines = [question.text, *(f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False))]
     background = f"{question.context}\n\n" if context and question.context else ""
     return background + "\n".join(lines)
 
@@ -132,7 +134,7 @@ class FewShot:
         return f"{self.header}\n\n{''.join(self.blocks())}{self._ask(question)}{self.lead}"
 
     def _ask(self, question: Question) -> str:
-        return f"{show(question) if self.lettered else question.text}\n{ANSWER}"
+        return f"{show(question, lettered=self.lettered)}\n{ANSWER}"
 
     def _answer(self, question: Question) -> str:
         assert question.gold is not None
@@ -260,7 +262,13 @@ def zero_shot(
 
 
 def chat_example(
-    question: Question, header: str, choice: int, *, context: bool = False, explanation: str = ""
+    question: Question,
+    header: str,
+    choice: int,
+    *,
+    context: bool = False,
+    explanation: str = "",
+    lettered: bool = True,
 ) -> Example:
     """Returns a question with one choice as its answer, as it is tuned on and asked in the chat format.
 
@@ -270,68 +278,18 @@ def chat_example(
         choice: index of the choice that is the answer, right or not.
         context: show the background of the question.
         explanation: written after the answer, on a line of its own.
+        lettered: the choices are shown with letters, and the answer has its letter; otherwise the question stands alone, and the answer is
+            the text of the choice.
 
     Example:
         >>> chat_example(Question("1", "zoo", "What flies?", ("a cow", "a bee"), 1), "Choose.", 0).targets
         ('A. a cow',)
     """
-    target = answer_text(question, choice) + (f"\n{explanation}" if explanation else "")
-    return Example(
-        question.id, question.domain, header, show(question, context=context), (target,), file=question.source
-    )
-
-
-def by_text(
-    model: Any,
-    tokenizer: Any,
-    questions: Sequence[Question],
-    shown: FewShot,
-    *,
-    per_byte: bool = False,
-    batch_tokens: int = 2048,
-    done: Callable[[int], None] = lambda n: None,
-) -> list[Probe]:
-    """Asks free-form questions of one domain: each choice has the probability of being the whole answer, normalised over the choices.
-
-    The choices are not shown. A line break ends an answer, so that an answer which is the start of another is no issue. A long answer has
-    a low probability for its length alone; `per_byte` takes that out.
-
-    Args:
-        model: the model, PEFT-wrapped or not.
-        tokenizer: its tokenizer.
-        questions: of one domain, with the right answer among their choices.
-        shown: header and demonstrations.
-        per_byte: divide each log-probability by the UTF-8 bytes of the answer first.
-        batch_tokens: tokens per forward pass.
-        done: called with the number of questions finished.
-
-    Raises:
-        DataError: as `few_shot`.
-
-    Example:
-        >>> from tunescope.testing import byte_tokenizer, tiny_model
-        >>> asked = Question("1", "zoo", "What flies?", ("a cow", "a bee"), 1)
-        >>> round(sum(by_text(tiny_model(), byte_tokenizer(), [asked], FewShot("Zoo."))[0].probabilities), 6)
-        1.0
-    """
-    if not questions:
-        return []
-    check_demonstrations(shown.demonstrations, questions)
-    form = FewShot(shown.header, shown.demonstrations, " ", lettered=False)
-    check_context(model, tokenizer, questions, form)
-    found = []
-    for question in questions:
-        text = form.prompt(question)
-        prompt = plain_ids(tokenizer, text)
-        wholes = [plain_ids(tokenizer, f"{text} {choice}\n") for choice in question.choices]
-        kept = min(_same_start(prompt, whole) for whole in wholes)  # a space may join the word that follows
-        logs = continuation_logprobs(
-            model, [prompt[:kept]], [whole[kept:] for whole in wholes], batch_tokens=batch_tokens
-        )
-        lengths = [len(choice.encode()) for choice in question.choices]
-        found.append(probe(question, choice_probabilities(logs[0].numpy(), lengths, length_normalised=per_byte)))
-        done(1)
-    return found
+    shown = show(question, context=context, lettered=lettered)
+    target = answer_text(question, choice) if lettered else question.choices[choice]
+    if explanation:
+        target = f"{target}\n{explanation}"
+    return Example(question.id, question.domain, header, shown, (target,), file=question.source)
 
 
 def _by_letter(
@@ -395,10 +353,3 @@ def _start(tokenizer: Any) -> list[int]:
     """The begin-of-text token where the tokenizer puts one before plain text."""
     first: list[int] = tokenizer("x")["input_ids"][:1]
     return first if first == [tokenizer.bos_token_id] else []
-
-
-def _same_start(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two rows share at the start, at least 1 and less than all of either."""
-    limit = min(len(first), len(second) - 1)
-    same = next((i for i in range(limit) if first[i] != second[i]), limit)
-    return max(1, same)

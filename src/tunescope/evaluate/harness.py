@@ -14,13 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from tunescope.errors import ConfigError, ModelError
-from tunescope.models import bare, greedy, length_batches
-from tunescope.models.family import head_logits
-from tunescope.models.slots import new_cache, read
+from tunescope.models import Tokens, answer_logprobs, bare, greedy
 
 LOCAL = ("json", "csv", "parquet", "text", "arrow")
 """Readers of data that lies on the machine; with any other `dataset_path` a task would be fetched from a hub."""
@@ -173,11 +170,12 @@ def read_task(path: Path) -> dict[str, Any]:
     return config | {"dataset_kwargs": settings}
 
 
-@torch.no_grad()
 def pair_logprobs(
     model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_tokens: int = 2048
 ) -> list[tuple[float, bool]]:
     """Returns the log-probability of every continuation after its own context, and whether greedy decoding would give it.
+
+    A context that several requests share, as the choices of one question do, is read once.
 
     Args:
         model: the model, PEFT-wrapped or not.
@@ -199,22 +197,9 @@ def pair_logprobs(
     empty = [i for i, (context, continuation) in enumerate(pairs) if not context or not continuation]
     if empty:
         raise ModelError(f"request {empty[0]}: context or continuation has no token; give both at least one")
-    found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
-    device = next(bare(model).parameters()).device
-    for batch in length_batches([len(c) + len(a) - 1 for c, a in pairs], batch_tokens=batch_tokens):
-        rows = [[*pairs[i][0], *pairs[i][1][:-1]] for i in batch]
-        width = max(map(len, rows))
-        ids = torch.zeros((len(rows), width), dtype=torch.long)
-        for place, row in enumerate(rows):
-            ids[place, : len(row)] = torch.tensor(row)
-        positions = torch.arange(width, device=device).expand(len(rows), -1)
-        states = read(model, ids.to(device), positions, new_cache(model, len(rows), width))
-        for place, i in enumerate(batch):
-            start, answer = len(pairs[i][0]) - 1, torch.tensor(list(pairs[i][1]), device=device)
-            logits = head_logits(model, states[place, start : start + len(answer)])
-            logs = logits.log_softmax(-1).gather(1, answer[:, None]).double().sum()
-            found[i] = (float(logs), bool((logits.argmax(-1) == answer).all()))
-    return found
+    rows = [Tokens(tuple(context), tuple(continuation)) for context, continuation in pairs]
+    logs, likeliest = answer_logprobs(model, rows, batch_tokens=batch_tokens)
+    return list(zip(logs.tolist(), likeliest.tolist(), strict=True))
 
 
 @functools.cache

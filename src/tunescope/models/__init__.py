@@ -16,7 +16,7 @@ from tunescope.models.family import (
 )
 from tunescope.models.head import backward_from_head, head_chunks, target_losses
 from tunescope.models.load import Loaded, Located, ModelInfo, load, load_located, load_tokenizer, locate
-from tunescope.models.loss import IGNORED, mean_losses, pad_right, target_states, token_losses
+from tunescope.models.loss import IGNORED, answer_logprobs, mean_losses, pad_right, target_states, token_losses
 from tunescope.models.package import (
     ALIASES,
     PackagedModel,
@@ -27,7 +27,7 @@ from tunescope.models.package import (
     pull,
     sha256_of,
 )
-from tunescope.models.packed import Group, Layout, Packed, Row, pack, passes, sharing
+from tunescope.models.packed import Group, Layout, Packed, Row, Tokens, pack, passes, sharing
 from tunescope.models.packed_attention import NAME as PACKED_ATTENTION
 from tunescope.models.streamed import Sizes, StreamedBase, load_tail, lowest_block
 from tunescope.models.tail import KeptStates, predicting_states, run_blocks
@@ -51,6 +51,8 @@ __all__ = [
     "Row",
     "Sizes",
     "StreamedBase",
+    "Tokens",
+    "answer_logprobs",
     "backward_from_head",
     "bare",
     "block_index",

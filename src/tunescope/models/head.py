@@ -56,6 +56,27 @@ def target_losses(model: Any, states: torch.Tensor, targets: torch.Tensor) -> to
     return torch.cat(losses) if losses else states.new_zeros(0, dtype=torch.float32)
 
 
+@torch.no_grad()
+def target_logprobs(model: Any, states: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the log-probability of every target token, and whether it is the likeliest token there.
+
+    Args:
+        model: the model, PEFT-wrapped or not.
+        states: (n_targets, d_model) after the final norm.
+        targets: (n_targets,) tokens.
+
+    Returns:
+        (n_targets,) in nats, float64, and (n_targets,) booleans.
+    """
+    logs = torch.zeros(len(targets), dtype=torch.float64, device=targets.device)
+    likeliest = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
+    for where in head_chunks(model, len(targets)):
+        logits = head_logits(model, states[where])
+        logs[where] = logits.log_softmax(-1).gather(1, targets[where, None])[:, 0].double()
+        likeliest[where] = logits.argmax(-1) == targets[where]
+    return logs, likeliest
+
+
 def backward_from_head(
     model: Any,
     states: torch.Tensor,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from tunescope.models.family import decoder, head_logits
-from tunescope.models.head import target_losses
+from tunescope.models.head import target_logprobs, target_losses
 from tunescope.models.packed import Row, passes
 from tunescope.models.tail import KeptStates, predicting_states
 
@@ -112,3 +112,45 @@ def mean_losses(
         counts = torch.bincount(owners.cpu(), minlength=len(batch))
         result[batch] = (sums / counts).numpy()
     return result
+
+
+@torch.no_grad()
+def answer_logprobs(
+    model: Any,
+    rows: Sequence[Row],
+    *,
+    batch_tokens: int = 2048,
+    done: Callable[[int], None] = lambda n: None,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Returns the log-probability of each row's whole target, and whether greedy decoding would give it.
+
+    Rows are packed, and a common beginning is computed once: many answers to one question, many questions after the same demonstrations.
+    Which rows share a beginning depends on `batch_tokens`, and that moves the numbers within the rounding of the model's number format.
+
+    Args:
+        model: the model, PEFT-wrapped or not, in evaluation mode.
+        rows: with a prompt and a target of at least one token each.
+        batch_tokens: computed tokens per forward pass.
+        done: called with the number of finished rows after each pass.
+
+    Returns:
+        (n_rows,) sums over the target's tokens, in nats, and (n_rows,) flags.
+
+    Example:
+        >>> from tunescope.data import ChatFormat, Example
+        >>> from tunescope.testing import byte_tokenizer, tiny_model
+        >>> row = ChatFormat(byte_tokenizer()).encode(Example("1", "t", "Hi", "", ("yes",)))
+        >>> logs, likeliest = answer_logprobs(tiny_model(), [row])
+        >>> logs.shape, likeliest.dtype.name
+        ((1,), 'bool')
+    """
+    sums, flags = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
+    for batch in passes(rows, batch_tokens):
+        states, targets, owners = predicting_states(model, [rows[i] for i in batch])
+        logs, likeliest = target_logprobs(model, states, targets)
+        owners = owners.cpu()
+        sums[batch] = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owners, logs.cpu()).numpy()
+        missed = torch.zeros(len(batch)).index_add_(0, owners, (~likeliest.cpu()).float())
+        flags[batch] = (missed == 0).numpy()
+        done(len(batch))
+    return sums, flags

@@ -31,6 +31,19 @@ class Row(Protocol):
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """A row that is nothing but tokens.
+
+    Attributes:
+        prompt_ids: tokens before the answer.
+        target_ids: tokens of the answer.
+    """
+
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Group:
     """Rows that begin with the same tokens.
 

@@ -110,6 +110,7 @@ class Before:
     """The probe of the base.
 
     Attributes:
+        by_text: answers were judged by their text, without the choices being shown; otherwise by letters.
         demonstrations: shown before each question.
         threshold: above it an answer counts as sure.
         chance: role (``*`` for all) -> rows per domain, all together last.
@@ -118,6 +119,7 @@ class Before:
         advice: codes with their numbers.
     """
 
+    by_text: bool
     demonstrations: int
     threshold: float
     chance: Mapping[str, tuple[ChanceRow, ...]]
@@ -276,6 +278,7 @@ def _before(values: Mapping[str, Any], path: Path) -> Before:
         if ALL not in found or found.keys() != chance.keys():
             raise RunError(f"{path}: before.{name} lacks a role that was asked; run the study again")
     return Before(
+        values.get("how") == "text",
         int(_number(values, "demonstrations", path)),
         _number(values, "threshold", path),
         chance,

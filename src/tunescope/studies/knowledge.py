@@ -143,13 +143,16 @@ def check_asked(config: Config, asked: Asked, loaded: models.Loaded, chat: ChatF
 
     Raises:
         DataError: a control token in a text, or prompts longer than the model reads.
-        ModelError: the tokenizer has no token for each letter.
+        ModelError: the questions are asked by letters, and the tokenizer has no token for each.
     """
     check_texts(asked, chat)
     tokenizer = loaded.tokenizer
-    letters = letter_format(tokenizer, max(len(question.choices) for question in asked.everything))
+    most_choices = max(len(question.choices) for question in asked.everything)
+    letters = letter_format(tokenizer, most_choices) if asked.lettered else None
     for domain in asked.domains:
-        form = dataclasses.replace(form_of(config, asked, domain), separator=letters.separator, lead=letters.lead)
+        form = form_of(config, asked, domain)
+        if letters is not None:
+            form = dataclasses.replace(form, separator=letters.separator, lead=letters.lead)
         check_context(loaded.model, tokenizer, [q for q in asked.everything if q.domain == domain], form)
 
 

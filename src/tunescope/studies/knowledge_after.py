@@ -176,7 +176,8 @@ def _style(bench: Bench, pair: Tuned, asked: Asked, progress: Progress) -> dict[
 
 
 def _example(config: Config, question: Question) -> Example:
-    return evaluate.chat_example(question, header_of(config, question.domain), 0)
+    lettered = config.knowledge.ask == "letters"
+    return evaluate.chat_example(question, header_of(config, question.domain), 0, lettered=lettered)
 
 
 def _drawn(items: Mapping[str, T], count: int, seed: int) -> list[T]:

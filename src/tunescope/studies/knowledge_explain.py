@@ -89,10 +89,7 @@ def question_of(item: TrainingItem) -> Question:
 def _write(bench: Bench, model: Any, items: Sequence[TrainingItem]) -> list[str]:
     """What the model writes after question, answer and `Explanation:`, up to the end of its first line; empty where a rule forbids it."""
     settings, chat = bench.config.knowledge.intervention, bench.chat
-    prompts = [
-        f"{evaluate.show(question_of(item))}\nAnswer: {answer_text(question_of(item), item.target)}\nExplanation:"
-        for item in items
-    ]
+    prompts = [_answered(item, bench.config.knowledge.ask == "letters") for item in items]
     ids = [evaluate.plain_ids(chat.tokenizer, prompt) for prompt in prompts]
     found: dict[int, str] = {}
     for batch in models.greedy(
@@ -120,6 +117,12 @@ def _write(bench: Bench, model: Any, items: Sequence[TrainingItem]) -> list[str]
     return [found[i] for i in range(len(items))]
 
 
+def _answered(item: TrainingItem, lettered: bool) -> str:
+    question = question_of(item)
+    answer = answer_text(question, item.target) if lettered else item.choices[item.target]
+    return f"{evaluate.show(question, lettered=lettered)}\nAnswer: {answer}\nExplanation:"
+
+
 def _whole_sentences(text: str) -> str:
     """The text up to the end of its last whole sentence; empty where that is hardly anything."""
     whole = text[: max(text.rfind(mark) for mark in _ENDS) + 1].strip()
@@ -135,12 +138,11 @@ def _explains(bench: Bench, model: Any, items: Sequence[TrainingItem], texts: Se
             dataclasses.replace(question_of(items[i]), id=str(i), text=f"{texts[i]}\n{items[i].text}", context="")
             for i in places
         ]
-        probes = evaluate.few_shot(
-            model,
-            bench.chat.tokenizer,
-            asked,
-            FewShot(header_of(bench.config, domain)),
-            batch_tokens=bench.config.evaluation.batch_tokens,
-        )
+        form, tokens = FewShot(header_of(bench.config, domain)), bench.config.evaluation.batch_tokens
+        if bench.config.knowledge.ask == "letters":
+            probes = evaluate.few_shot(model, bench.chat.tokenizer, asked, form, batch_tokens=tokens)
+        else:
+            per_byte = bench.config.knowledge.ask == "text_per_byte"
+            probes = evaluate.by_text(model, bench.chat.tokenizer, asked, form, per_byte=per_byte, batch_tokens=tokens)
         found |= {i: probe.answer == items[i].target for i, probe in zip(places, probes, strict=True)}
     return [found.get(i, False) for i in range(len(items))]

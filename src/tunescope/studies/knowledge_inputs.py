@@ -43,7 +43,7 @@ class Asked:
         general: general instruction data.
         report: what was found in the files.
         files: path as shown -> sha256.
-        lettered: choices are shown with letters; False where free-form questions are judged by the text of their answers.
+        lettered: choices are shown with letters; False where answers are judged by their text.
         other_type: ids of free-form questions that got a wrong answer of another type than the right one.
     """
 
@@ -68,7 +68,7 @@ class Asked:
 
 def header_of(config: Config, domain: str) -> str:
     """Returns the first line of a domain's prompts; an underscore in its name is read as a space."""
-    return config.knowledge.header.format(domain=domain.replace("_", " "))
+    return config.knowledge.first_line.format(domain=domain.replace("_", " "))
 
 
 def form_of(config: Config, asked: Asked, domain: str) -> FewShot:
@@ -80,7 +80,7 @@ def read_asked(config: Config) -> Asked:
     """Reads and checks all files of questions and of general data; needs no model.
 
     Raises:
-        ConfigError: there are no questions, or free-form and multiple-choice questions are to be asked by text together.
+        ConfigError: there are no questions.
         DataError: a file cannot be used, demonstrations are also asked, a domain has too few questions, or a role repeats another one.
     """
     settings = config.knowledge
@@ -92,12 +92,6 @@ def read_asked(config: Config) -> Asked:
     read = [(one, _read(one)) for one in settings.questions]
     _refuse(finding for _, found in read for finding in found.errors)
     made, other_type = _questions(config, read)
-    lettered = settings.free_form == "distractors" or all(row.choices for _, found in read for row in found.questions)
-    if not lettered and any(row.choices for _, found in read for row in found.questions):
-        raise ConfigError(
-            f"knowledge.free_form {settings.free_form} judges questions by the text of their answers, and some questions have choices of their "
-            "own; ask both kinds in separate runs, or set it to distractors"
-        )
     by_role = {role: _of_role(made, read, role) for role in (*ROLES, DEMONSTRATIONS)}
     kept, findings = _without_repeats(by_role)
     shown = _demonstrations(config, by_role[DEMONSTRATIONS], kept)
@@ -122,7 +116,7 @@ def read_asked(config: Config) -> Asked:
         tuple(general),
         report,
         {found.path: found.sha256 for _, found in read} | files,
-        lettered,
+        settings.ask == "letters",
         other_type,
     )
 

@@ -60,10 +60,6 @@ def check_settings(config: Config, asked: Asked) -> None:
         problems.append(
             "knowledge.questions: the intervention study tunes on questions of role homo, and there are none; add a file"
         )
-    if not asked.lettered:
-        problems.append(
-            f"knowledge.free_form {config.knowledge.free_form}: the intervention study asks by letters; set it to distractors"
-        )
     if not asked.general:
         problems.append(
             "knowledge.general is empty: tuning on choices alone makes a model answer everything with a letter; name files of general "
@@ -245,6 +241,7 @@ def _example(config: Config, item: TrainingItem, why: Mapping[tuple[str, int], s
         item.target,
         context=True,
         explanation=why.get((item.id, item.target), ""),
+        lettered=config.knowledge.ask == "letters",
     )
 
 

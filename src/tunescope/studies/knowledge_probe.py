@@ -49,7 +49,7 @@ def ask_domain(
     form, tokens = form_of(bench.config, asked, domain), bench.config.evaluation.batch_tokens
     if asked.lettered:
         return evaluate.few_shot(model, bench.chat.tokenizer, questions, form, batch_tokens=tokens, done=done)
-    per_byte = bench.config.knowledge.free_form == "probability_per_byte"
+    per_byte = bench.config.knowledge.ask == "text_per_byte"
     return evaluate.by_text(
         model, bench.chat.tokenizer, questions, form, per_byte=per_byte, batch_tokens=tokens, done=done
     )
@@ -58,7 +58,7 @@ def ask_domain(
 def ask_in_chat(
     bench: Bench, model: Any, name: str, questions: dict[str, tuple[Question, ...]], progress: Progress
 ) -> dict[str, list[Probe]]:
-    """Asks a model questions one by one in its chat format, without demonstrations.
+    """Asks a model questions one by one in its chat format, without demonstrations, by letters or by text as the settings say.
 
     Args:
         bench: what all share.
@@ -67,11 +67,15 @@ def ask_in_chat(
         questions: role -> questions.
         progress: told about every question.
     """
+    ask_how = bench.config.knowledge.ask
 
     def ask(domain: str, some: Sequence[Question], done: Callable[[int], None]) -> list[Probe]:
-        headers = [header_of(bench.config, domain)] * len(some)
-        return evaluate.zero_shot(
-            model, bench.chat, some, headers, batch_tokens=bench.config.evaluation.batch_tokens, done=done
+        headers, tokens = [header_of(bench.config, domain)] * len(some), bench.config.evaluation.batch_tokens
+        if ask_how == "letters":
+            return evaluate.zero_shot(model, bench.chat, some, headers, batch_tokens=tokens, done=done)
+        per_byte = ask_how == "text_per_byte"
+        return evaluate.zero_shot_by_text(
+            model, bench.chat, some, headers, per_byte=per_byte, batch_tokens=tokens, done=done
         )
 
     return _ask(bench, name, ZERO_SHOT, questions, ask, progress)

@@ -14,7 +14,10 @@ def section(run: RunSource, words: Words) -> Section:
     if run.knowledge is None:
         return absent(KEY, words, "knowledge.json")
     can = [words(f"knowledge_limits.can_{key}") for key in ("share", "moved", "collect")]
-    cannot = [words(f"knowledge_limits.cannot_{key}") for key in ("form", "never", "cause", "letters")]
+    cannot = [
+        words(f"knowledge_limits.cannot_{key}")
+        for key in ("form", "never", "cause", "texts" if run.knowledge.before.by_text else "letters")
+    ]
     return Section(
         KEY, words("knowledge_limits.title"), {"can": can, "cannot": cannot}, facts={"can": can, "cannot": cannot}
     )

@@ -26,7 +26,7 @@ def _headline(found: Knowledge, words: Words) -> str:
     if found.after is not None:
         return words.get(f"knowledge_decision.{found.after.decision}", found.after.decision.replace("_", " "))
     row = found.before.overall
-    return words(f"knowledge_overview.{row.state}", share=words.share(row.accuracy))
+    return words(f"knowledge_overview.{row.state}", share=words.share(row.accuracy), chance=words.share(row.chance))
 
 
 def _cards(found: Knowledge, words: Words) -> list[dict[str, str]]:
