@@ -161,6 +161,8 @@ def main() -> None:
         if isinstance(document, dict) and "Instances" in document:
             rows = list(rows_of(path, document, given.longest))
             pools[category_of(path.stem, document.get("Categories", []))].append(rows)
+    if not any(pools.values()):
+        parser.error(f"{given.folder}: no task file of Super-NaturalInstructions (*.json with Instances) in this folder")
     tasks = []
     for name in CURRICULUM:
         dice = random.Random(f"{given.seed} {name}")
