@@ -57,6 +57,7 @@ def settings(model: Path, **changes: Any) -> dict[str, Any]:
         "output_dir": "run",
         "seed": 3,
         "threads": 1,
+        "dtype": "bfloat16",
         "tasks": [{"name": "routing", "labels": ["it", "hr"]}],
         "data": {"max_length": 400},
         "tuning": {"num_epochs": 1, "batch_size": 8, "lora_rank": 2, "learning_rate": 1e-3},

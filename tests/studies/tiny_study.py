@@ -74,6 +74,7 @@ def settings(model: Path, **changes: Any) -> dict[str, Any]:
         "output_dir": "run",
         "seed": 3,
         "threads": 1,
+        "dtype": "bfloat16",
         "tasks": [
             files("routing") | {"family": "classification", "labels": list(_DESKS)},
             files("mood") | {"family": "classification", "labels": list(_MOODS), "metric": "macro_f1"},

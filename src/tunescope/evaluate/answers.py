@@ -128,9 +128,7 @@ def _label_answers(
 ) -> list[Answer]:
     labels = how.labels or ()
     choices = [chat.target_ids(label) for label in labels]
-    logs = continuation_logprobs(
-        model, prompts, choices, batch_tokens=how.batch_tokens, float32_head=True, done=done
-    )
+    logs = continuation_logprobs(model, prompts, choices, batch_tokens=how.batch_tokens, float32_head=True, done=done)
     shares = torch.softmax(logs, dim=1)
     answers = []
     for example, row in zip(examples, shares.tolist(), strict=True):

@@ -15,7 +15,7 @@ from tunescope.models.family import (
     head_logits,
 )
 from tunescope.models.head import backward_from_head, head_chunks, target_losses
-from tunescope.models.load import Loaded, Located, ModelInfo, load, load_located, load_tokenizer, locate
+from tunescope.models.load import Loaded, Located, ModelInfo, load, load_located, load_tokenizer, locate, read_config
 from tunescope.models.loss import IGNORED, answer_logprobs, mean_losses, pad_right, target_states, token_losses
 from tunescope.models.package import (
     ALIASES,
@@ -83,6 +83,7 @@ __all__ = [
     "passes",
     "predicting_states",
     "pull",
+    "read_config",
     "run_blocks",
     "sha256_of",
     "sharing",

@@ -123,22 +123,36 @@ def locate(name: str, *, revision: str | None = None) -> Located:
     )
 
 
+def read_config(located: Located) -> Any:
+    """Reads what a model's files say of its sizes, without its weights.
+
+    Returns:
+        Its Hugging Face config.
+
+    Raises:
+        ModelError: ``config.json`` is missing or not readable.
+    """
+    from transformers import AutoConfig
+
+    quiet()
+    try:
+        return AutoConfig.from_pretrained(located.path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{located.path}: config.json is missing or not readable ({_first_line(error)})") from None
+
+
 def load_located(located: Located, *, dtype: str = "bfloat16", device: str = "cpu") -> Loaded:
     """Loads from files that `locate` found.
 
     Raises:
         ModelError: the files cannot be read as a model of a known family.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    quiet()
     if dtype not in _DTYPES:
         raise ModelError(f"dtype {dtype!r} is not known; allowed: {', '.join(_DTYPES)}")
+    config = read_config(located)
     common = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(located.path, **common)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{located.path}: config.json is missing or not readable ({_first_line(error)})") from None
     family = family_of(config.model_type)
     try:
         # On a CPU plain attention is faster at these lengths than SDPA and, in bfloat16, independent of padding and batch size.

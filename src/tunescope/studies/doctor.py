@@ -93,12 +93,10 @@ def _processor() -> Check:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     flags = Path("/proc/cpuinfo").read_text(errors="replace") if Path("/proc/cpuinfo").is_file() else ""
     units = "bfloat16 units" if ("amx_bf16" in flags or "avx512_bf16" in flags) else "no bfloat16 units known"
-    state: Literal["ok", "warning"] = "ok" if "known" not in units else "warning"
-    advice = "" if state == "ok" else "; if tuning is slow try dtype: float32"
     return Check(
         "processor",
-        state,
-        f"CPU, {cores} core(s), {units}{advice}; no GPU, which is fine for models up to about a billion weights",
+        "ok",
+        f"CPU, {cores} core(s), {units}; no GPU, which is fine for models up to about a billion weights",
     )
 
 

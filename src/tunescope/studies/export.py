@@ -71,8 +71,9 @@ def _write_merged(folder: RunFolder, source: Path, scratch: Path) -> None:
         shutil.copytree(source, scratch, dirs_exist_ok=True)
         return
     config = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
-    loaded = models.load(config["model"], revision=config["revision"], dtype=config["dtype"])
-    if loaded.info.sha256 != folder.read_json("environment.json")["model"]["sha256"]:
+    environment = folder.read_json("environment.json")
+    loaded = models.load(config["model"], revision=config["revision"], dtype=environment["dtype"])
+    if loaded.info.sha256 != environment["model"]["sha256"]:
         raise ModelError(
             f"{config['model']}: the base weights are not those of the run; an adapter on them would be something else"
         )

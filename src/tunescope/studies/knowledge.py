@@ -27,6 +27,7 @@ from tunescope.studies.knowledge_probe import ask_few_shot, before
 from tunescope.studies.knowledge_results import write_results
 from tunescope.studies.machine import pick_device, set_threads
 from tunescope.studies.map_models import hash_of
+from tunescope.studies.number_format import settled
 from tunescope.studies.progress import Progress, Silent
 from tunescope.studies.setup import Checked, begin, finished, record
 
@@ -129,13 +130,14 @@ def check(
     progress.stage("load the model")
     device, threads = pick_device(config.device), set_threads(config.threads)
     located = models.locate(config.model, revision=config.revision)
+    config, measured = settled(config, located, device, threads)
     loaded = models.load_located(located, dtype=config.dtype, device=device)
     chat = ChatFormat(loaded.tokenizer)
     check_asked(config, asked, loaded, chat)
     if weights is not None:
         engine.check_fits(loaded, weights)
     inputs = Inputs((), (), asked.report, dict(asked.files))
-    return Checked(config, inputs, located, loaded, chat, device, threads), fit_general(config, asked, chat)
+    return Checked(config, inputs, located, loaded, chat, device, threads, measured), fit_general(config, asked, chat)
 
 
 def check_asked(config: Config, asked: Asked, loaded: models.Loaded, chat: ChatFormat) -> None:

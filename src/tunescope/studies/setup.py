@@ -12,6 +12,7 @@ from tunescope import config as settings
 from tunescope import engine, evaluate, models, select
 from tunescope.config import Arm, Config, plain
 from tunescope.data import ChatFormat, Task
+from tunescope.engine import NumberFormat
 from tunescope.errors import ConfigError, DataError, IntegrityError, ModelError
 from tunescope.models import Loaded, Located
 from tunescope.runs import ledger
@@ -25,6 +26,7 @@ from tunescope.studies.demonstrations import at_test, demonstrations, shown_at
 from tunescope.studies.inputs import Inputs, encode_inputs, read_inputs, refuse
 from tunescope.studies.machine import pick_device, set_threads
 from tunescope.studies.mask_files import mask_of
+from tunescope.studies.number_format import settled
 from tunescope.studies.progress import Progress
 from tunescope.studies.regularisation import unfit_prompts
 
@@ -40,6 +42,7 @@ class Checked:
     chat: ChatFormat
     device: str
     threads: int
+    number_format: NumberFormat | None = None
 
 
 def check(config: Config, progress: Progress, *, needs_test: bool = True) -> Checked:
@@ -59,12 +62,13 @@ def check(config: Config, progress: Progress, *, needs_test: bool = True) -> Che
     progress.stage("load the model")
     device, threads = pick_device(config.device), set_threads(config.threads)
     located = models.locate(config.model, revision=config.revision)
+    config, measured = settled(config, located, device, threads)
     loaded = models.load_located(located, dtype=config.dtype, device=device)
     chat = ChatFormat(loaded.tokenizer)
     inputs = encode_inputs(config, inputs, chat)
     refuse(inputs.report)
     _refuse_unfit(config, inputs, loaded, chat)
-    return Checked(config, inputs, located, loaded, chat, device, threads)
+    return Checked(config, inputs, located, loaded, chat, device, threads, measured)
 
 
 def _refuse_unfit(config: Config, inputs: Inputs, loaded: Loaded, chat: ChatFormat) -> None:
@@ -246,6 +250,7 @@ def _environment(checked: Checked, bench: Bench, command: str) -> dict[str, Any]
         "threads": checked.threads,
         "device": checked.device,
         "dtype": checked.config.dtype,
+        "number_format": checked.number_format.to_dict() if checked.number_format else None,
         "seed": checked.config.seed,
         "command": command,
         "model": dataclasses.asdict(checked.loaded.info),

@@ -59,6 +59,7 @@ def _machine(run: RunSource, words: Words) -> Table:
         ("memory", words.size(found["memory_bytes"]) if "memory_bytes" in found else None),
         ("device", found.get("device")),
         ("dtype", found.get("dtype")),
+        ("number_format", _speedup(found.get("number_format"), words)),
         (
             "batch_noise",
             f"{found['score_batch_noise']:.1e}" if isinstance(found.get("score_batch_noise"), float) else None,
@@ -72,6 +73,15 @@ def _machine(run: RunSource, words: Words) -> Table:
         if value not in (None, "")
     ]
     return Table(words("reproduce.machine"), [words("reproduce.what"), words("reproduce.value")], body)
+
+
+def _speedup(measured: object, words: Words) -> str | None:
+    seconds = measured.get("seconds") if isinstance(measured, Mapping) else None
+    try:
+        ratio = seconds["float32"] / seconds["bfloat16"]  # type: ignore[index]
+    except (TypeError, KeyError, ZeroDivisionError):
+        return None
+    return words("reproduce.speedup", ratio=words.number(ratio, 2))
 
 
 def _git(git: Mapping[str, Any], words: Words) -> str:
