@@ -12,6 +12,7 @@ SHORT = (
     ),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("std::bad_alloc"),
+    RuntimeError("could not create a primitive"),
     MemoryError(),
 )
 

@@ -66,7 +66,7 @@ def test_the_first_screen_says_what_tuning_did_or_how_much_is_known(tmp_path: Pa
     assert Words("en")(f"knowledge_decision.{decision}") in section(whole, "knowledge_overview")
     alone = make_knowledge_run(tmp_path / "b", content(after=False, intervention=False))
     text = report.build(alone).read_text(encoding="utf-8")
-    assert "of the questions rightly; guessing gives" in section(text, "knowledge_overview")
+    assert "of the questions correctly; guessing gives" in section(text, "knowledge_overview")
     assert "add --tuned" in section(text, "knowledge_change") and "add --intervene" in section(text, "knowledge_sets")
 
 

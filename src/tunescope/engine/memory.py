@@ -12,7 +12,15 @@ from tunescope.errors import RunError
 
 Result = TypeVar("Result")
 
-_SAID = ("can't allocate memory", "defaultcpuallocator", "out of memory", "bad allocation", "bad_alloc")
+_SAID = (
+    "can't allocate memory",
+    "defaultcpuallocator",
+    "out of memory",
+    "bad allocation",
+    "bad_alloc",
+    "could not create a primitive",  # oneDNN, for its scratch pad
+    "could not create a memory object",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -106,9 +106,9 @@ def probe_table(before: Before, words: Words) -> Table:
         for row in without_double(before.chance[role]):
             group = counts[row.domain]
             state: Mark = {"above": "better", "below": "worse"}.get(row.state, "noise")  # type: ignore[assignment]
-            against = Cell(
-                words(f"knowledge_state.{row.state}"), words("knowledge.p", p=p_value(row.p_adjusted, words)), state
-            )
+            # The p-value is that of being above chance.
+            p = "" if row.state == "below" else words("knowledge.p", p=p_value(row.p_adjusted, words))
+            against = Cell(words(f"knowledge_state.{row.state}"), p, state)
             body.append(
                 [
                     Cell(domain_name(row.domain, words)),
