@@ -27,7 +27,7 @@ settings.register_profile(
 settings.load_profile("tunescope")
 
 # They hold no doctests, and collected as modules two of one name could not stand on one command line.
-collect_ignore_glob = ["tests/*/conftest.py"]
+collect_ignore_glob = ["tests/conftest.py", "tests/*/conftest.py"]
 
 _numbers = itertools.count()
 

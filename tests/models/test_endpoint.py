@@ -4,36 +4,23 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import ChatServer, Reply, answer
 
+from chat_server import ChatServer, Reply, answer
 from tunescope.errors import IntegrityError, ModelError
 from tunescope.models.endpoint import ChatEndpoint
+from tunescope.models.endpoint import Reply as Served
 from tunescope.replay import EndpointTagger
 
 KEY = "sk-very-secret-4711"
 
 
-@pytest.fixture(autouse=True)
-def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opens this machine, and nothing else, to the tests of this file: the real client talks to a real server."""
-
-    def connect(self: socket.socket, address: Any) -> None:
-        assert address[0] == "127.0.0.1"
-        super(socket.socket, self).connect(address)
-
-    def look_up(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
-        assert host == "127.0.0.1"
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port))]
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.delenv("TUNESCOPE_API_KEY", raising=False)
+pytestmark = pytest.mark.usefixtures("loopback")
 
 
 def client(server: ChatServer | str, **more: Any) -> ChatEndpoint:
@@ -124,7 +111,7 @@ def test_the_server_is_given_the_time_it_asks_for(monkeypatch: pytest.MonkeyPatc
     endpoint = client("http://127.0.0.1:1/v1", wait_seconds=2.0)
     sent = iter(replies)
 
-    def send(_: bytes) -> Any:
+    def send(*_: Any) -> Any:
         from tunescope.models.endpoint import _AgainError, _seconds
 
         for reply in sent:
@@ -132,7 +119,7 @@ def test_the_server_is_given_the_time_it_asks_for(monkeypatch: pytest.MonkeyPatc
         return answer("done").body, ""
 
     monkeypatch.setattr(endpoint, "_send", send)
-    assert endpoint._one({}) == "done"
+    assert endpoint._one({}, whole=True).text == "done"
     assert waits == [2.0, 7.0, 8.0, 60.0]
 
 
@@ -172,6 +159,12 @@ def test_a_server_that_is_not_there_is_one_line_too() -> None:
         (Reply(b'{"choices": [{"text": "old"}]}'), "no chat completion"),
         (Reply(b"[" * 100_000), "no chat completion"),
         (answer(["a"]), "no chat completion"),
+        (Reply(b'{"choices": [{"message": {"content": "a"}}, {"message": {"content": "b"}}]}'), "no chat completion"),
+        (answer("be", finish_reason="content_filter"), "a filter of the server cut an answer off"),
+        (
+            Reply(b'{"choices": [{"message": {"content": "a"}}], "usage": {"completion_tokens": 513}}'),
+            "has 513 tokens, and max_tokens is 512",
+        ),
         (answer("cut", finish_reason="length"), "cut off at max_tokens 512; raise max_tokens"),
         (Reply(b'{"error": "no such model"}', 404), r'status 404 \(\{"error": "no such model"\}\); check address'),
         (Reply(b"who are you", 401), "check the key in TUNESCOPE_API_KEY"),
@@ -215,6 +208,43 @@ def test_a_key_that_no_header_can_hold_is_not_shown(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ModelError, match="check TUNESCOPE_API_KEY") as caught:
         client("http://127.0.0.1:9/v1").complete(["hi"])
     assert "a\nb" not in str(caught.value)
+
+
+def test_whole_chats_are_asked_once_and_given_as_they_come() -> None:
+    chats = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}] for text in "abcab"]
+    with ChatServer(lambda n, p: answer(p.upper(), finish_reason="length" if p == "b" else "stop")) as server:
+        found = list(client(server, more={"stop": ["\n"]}).replies(chats))
+    assert found == [([0, 3], Served("A", False)), ([1, 4], Served("B", True)), ([2], Served("C", False))]
+    assert [body["messages"] for body in server.bodies] == chats[:3]
+    assert all(body["stop"] == ["\n"] for body in server.bodies)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_nothing_is_asked_before_the_last_answer_was_taken(concurrency: int) -> None:
+    """So that a kill loses no more answers than may be under way."""
+    with ChatServer(shout) as server:
+        taken = 0
+        for _ in client(server, concurrency=concurrency).replies(
+            [[{"role": "user", "content": str(i)}] for i in range(9)]
+        ):
+            time.sleep(0.02)
+            assert len(server.bodies) <= taken + concurrency
+            taken += 1
+    assert taken == 9
+
+
+@pytest.mark.parametrize("reply", [Reply(b"", 404), Reply(b"", 500), Reply(b"<html>"), Reply(b'{"data": []}')])
+def test_a_server_that_answers_the_knock_is_there(reply: Reply) -> None:
+    with ChatServer(shout, at_knock=reply) as server:
+        client(server).knock()
+    assert server.knocks == ["/v1/models"]
+
+
+@pytest.mark.parametrize(("reply", "knocks"), [(Reply(b"", 401), 1), (Reply(b"", 503), 2), (Reply(status=None), 2)])
+def test_a_server_that_is_not_there_or_lets_nobody_in_is_one_line(reply: Reply, knocks: int) -> None:
+    with ChatServer(shout, at_knock=reply) as server, pytest.raises(ModelError, match=server.url) as caught:
+        client(server, max_attempts=2).knock()
+    assert len(server.knocks) == knocks and "\n" not in str(caught.value)
 
 
 # What was answered is noted

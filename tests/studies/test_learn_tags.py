@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import math
-import socket
-import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny_stream import TASKS, stream
 
-sys.path.append(str(Path(__file__).parents[1] / "models"))  # chat_server, which both folders use
-
 from chat_server import ChatServer, Reply, answer
-
 from tunescope.errors import DataError, ModelError
 from tunescope.studies import learn
 
-
-@pytest.fixture(autouse=True)
-def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opens this machine, and nothing else, to the tests of this file."""
-
-    def connect(self: socket.socket, address: Any) -> None:
-        assert address[0] == "127.0.0.1"
-        super(socket.socket, self).connect(address)
-
-    def look_up(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
-        assert host == "127.0.0.1"
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port))]
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+pytestmark = pytest.mark.usefixtures("loopback")
 
 
 def asked(server: ChatServer) -> list[str]:

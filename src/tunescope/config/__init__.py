@@ -2,6 +2,8 @@
 
 from tunescope.config.demonstrations import DemonstrationSettings
 from tunescope.config.engine import EngineSettings
+from tunescope.config.evaluation import EvaluationSettings
+from tunescope.config.generation import FREE_ON_RESUME, GenerationSettings
 from tunescope.config.knowledge import InterventionSettings, KnowledgeSettings, QuestionFileSettings
 from tunescope.config.layer_map import MapSettings, SpecialistSettings
 from tunescope.config.load import dump, load, validate
@@ -11,7 +13,6 @@ from tunescope.config.models import (
     BusinessSettings,
     Config,
     DataSettings,
-    EvaluationSettings,
     GateSettings,
     Metric,
     SelectionSettings,
@@ -24,6 +25,7 @@ from tunescope.config.tuning import RegularisationSettings, TuningSettings
 
 __all__ = [
     "BLOCK_SCORES",
+    "FREE_ON_RESUME",
     "INSTRUCTION_POLICIES",
     "ORDERS",
     "Arm",
@@ -34,6 +36,7 @@ __all__ = [
     "EngineSettings",
     "EvaluationSettings",
     "GateSettings",
+    "GenerationSettings",
     "InterventionSettings",
     "KnowledgeSettings",
     "MapSettings",

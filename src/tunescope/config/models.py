@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import (
     Field,
@@ -19,11 +19,14 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tunescope.config.demonstrations import DemonstrationSettings
 from tunescope.config.engine import EngineSettings
+from tunescope.config.evaluation import EvaluationSettings
+from tunescope.config.generation import GenerationSettings
 from tunescope.config.knowledge import KnowledgeSettings
 from tunescope.config.layer_map import MapSettings
 from tunescope.config.replay import ReplaySettings
 from tunescope.config.settings import FilePath, PathList, Settings
 from tunescope.config.tuning import TuningSettings
+from tunescope.errors import did_you_mean
 
 NAME_PATTERN = r"^[\w][\w.\-]*$"
 BLOCK_SCORES = ("gradient_norm", "layer_map", "causal", "top_third")
@@ -252,43 +255,6 @@ class SelectionSettings(Settings):
         return patterns
 
 
-class EvaluationSettings(Settings):
-    """How every arm is measured."""
-
-    batch_tokens: int = Field(
-        4096, ge=1, description="Tokens per forward pass; changes speed and memory, never a score."
-    )
-    max_new_tokens: int = Field(64, ge=1, le=8192, description="Longest generated answer, in tokens.")
-    demonstrations: int = Field(3, ge=1, le=64, description="Examples written into the prompt in the arm `prompt`.")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="Level of all intervals.")
-    n_bootstrap: int = Field(2000, ge=200, le=100_000, description="Resamples for the intervals.")
-    samples: int = Field(24, ge=0, le=1000, description="Examples shown side by side in the report.")
-    latency_requests: int = Field(12, ge=0, le=1000, description="Single requests timed per arm; 0 = do not time.")
-    max_error_rate: float = Field(
-        0.05,
-        gt=0,
-        lt=1,
-        description="Wanted error rate of the answers that no person sees; the report says what share has to go to one for it.",
-    )
-    paraphrase_examples: int = Field(
-        50, ge=1, le=100_000, description="Examples per test file that are asked again in the task's `paraphrases`."
-    )
-    curve: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (),
-        description="Shares of the training examples that the recommended arm is tuned on again, such as [0.125, 0.25, 0.5]: how much would more "
-        "data bring? Empty: do not.",
-    )
-
-    @field_validator("curve")
-    @classmethod
-    def _shares_rise(cls, curve: tuple[float, ...]) -> tuple[float, ...]:
-        if list(curve) != sorted(set(curve)):
-            raise ValueError(
-                "the shares must rise and differ, such as [0.125, 0.25, 0.5]; all examples are always the last point"
-            )
-        return curve
-
-
 class BusinessSettings(Settings):
     """What a right and a wrong answer are worth: the assumptions behind the verdict in money."""
 
@@ -354,7 +320,8 @@ class Config(Settings):
     knowledge: KnowledgeSettings = KnowledgeSettings()
     replay: ReplaySettings = ReplaySettings()
     engine: EngineSettings = EngineSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), validate_default=True)
+    generation: GenerationSettings = GenerationSettings()
     business: BusinessSettings = BusinessSettings()
     gate: GateSettings = GateSettings()
 
@@ -385,6 +352,19 @@ class Config(Settings):
                 "regularisation.demonstrations to 0, or leave train out of the task's demonstrations.at"
             )
         return tuning
+
+    @field_validator("evaluation")
+    @classmethod
+    def _stops_are_of_generated_tasks(cls, evaluation: EvaluationSettings, info: ValidationInfo) -> EvaluationSettings:
+        tasks = {task.name: task for task in info.data.get("tasks", ())}
+        for name in evaluation.task_stop if tasks else ():
+            if name not in tasks:
+                raise ValueError(f"task_stop: there is no task {name!r}{did_you_mean(name, list(tasks))}")
+            if tasks[name].labels is not None:
+                raise ValueError(
+                    f"task_stop: task {name!r} has labels, so nothing is generated that could be stopped; leave it out"
+                )
+        return evaluation
 
     @field_validator("arms")
     @classmethod

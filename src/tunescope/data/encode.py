@@ -86,6 +86,14 @@ class ChatFormat:
         """Returns the token ids of an answer without the end-of-turn token."""
         return self._ids(target)
 
+    @property
+    def hidden_ids(self) -> frozenset[int]:
+        """The control tokens that ``decode(ids, special=False)`` leaves out."""
+        if not hasattr(self, "_hidden"):
+            added = self.tokenizer.added_tokens_decoder
+            self._hidden = frozenset(i for i, token in added.items() if token.special)
+        return self._hidden
+
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
         """Returns the text of token ids; with ``special=False`` control tokens are left out."""
         text: str = self.tokenizer.decode(
@@ -124,13 +132,18 @@ class ChatFormat:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _render(self, messages: Sequence[Message], *, prompt: bool = True) -> str:
-        if not self.templated:
-            return "".join(message["content"] + "\n\n" for message in messages)
+    def as_taken(self, messages: Sequence[Message]) -> list[Message]:
+        """Returns a chat as this template takes it: where it knows no system message, that one opens the first user turn."""
         chat = list(messages)
         if self._system_as_user and chat and chat[0]["role"] == "system":
             joined = "\n\n".join(m["content"] for m in chat[:2])
             chat = [{"role": "user", "content": joined}, *chat[2:]]
+        return chat
+
+    def _render(self, messages: Sequence[Message], *, prompt: bool = True) -> str:
+        if not self.templated:
+            return "".join(message["content"] + "\n\n" for message in messages)
+        chat = self.as_taken(messages)
         # enable_thinking is Qwen3's switch; templates that do not know it ignore it.
         text: str = self.tokenizer.apply_chat_template(
             chat, tokenize=False, add_generation_prompt=prompt, enable_thinking=False

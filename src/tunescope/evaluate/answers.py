@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +10,19 @@ import torch
 
 from tunescope.data import ChatFormat, Example, prompt_key
 from tunescope.errors import DataError
+from tunescope.evaluate.stopping import cut, ends_at
 from tunescope.metrics import SCORERS, best_over_references, unrelated_flags
-from tunescope.models import continuation_logprobs, greedy
+from tunescope.models import continuation_batches, greedy
 from tunescope.runs.records import Answer
 
+Batch = list[tuple[int, Answer]]
+"""Answers that came together, each with the index of its example."""
 _ROWS_WORTH_A_START = 4  # fewer rows with the same demonstrations than this, on average, and larger batches save more
 
 
 @dataclass(frozen=True)
 class Answering:
-    """How answers are obtained; no field but `demonstrations` and `max_new_tokens` changes an answer.
+    """How answers are obtained; how many go through the model at once changes none.
 
     Attributes:
         metric: name of the metric of generated answers.
@@ -28,6 +31,7 @@ class Answering:
         other_labels: labels of other tasks, to notice a model that collapsed to them.
         max_new_tokens: longest generated answer.
         batch_tokens: tokens per forward pass.
+        stop: texts that end a generated answer, which is cut before them.
     """
 
     metric: str
@@ -36,6 +40,7 @@ class Answering:
     other_labels: Collection[str] = ()
     max_new_tokens: int = 64
     batch_tokens: int = 2048
+    stop: tuple[str, ...] = ()
 
     def shown(self, example: Example) -> Sequence[Example]:
         """Returns the demonstrations that stand before an example."""
@@ -53,7 +58,8 @@ def answer(
     """Answers every example and scores the answers.
 
     With labels, the answer is the label with the highest probability of being the whole answer, its end-of-turn token included;
-    the probabilities are normalised over the labels. Without, the answer is generated greedily until the turn ends.
+    the probabilities are normalised over the labels. Without, the answer is generated greedily until the turn ends or a stop string is
+    complete.
 
     Args:
         model: the model, PEFT-wrapped or not.
@@ -75,6 +81,47 @@ def answer(
         >>> sorted(answer(tiny_model(), ChatFormat(byte_tokenizer()), [example], how)[0].probabilities)
         ['hr', 'it']
     """
+    found: dict[int, Answer] = {}
+    for batch in answer_batches(model, chat, examples, how):
+        found |= dict(batch)
+        done(len(batch))
+    return [found[i] for i in range(len(examples))]
+
+
+def answer_batches(
+    model: Any, chat: ChatFormat, examples: Sequence[Example], how: Answering, *, known: Collection[int] = ()
+) -> Iterator[Batch]:
+    """Answers as `answer` does, a batch at a time, so that a caller can keep what is there.
+
+    Args:
+        model: the model, PEFT-wrapped or not.
+        chat: its chat format.
+        examples: what to answer, with references.
+        how: labels, metric, demonstrations and sizes.
+        known: indices of examples whose answers the caller has. They are not answered again, and the others come out with the same bits as
+            if nothing were known.
+
+    Yields:
+        Answers with the index of their example, as they come; together every index once, those of `known` left out.
+
+    Raises:
+        DataError: a demonstration is among the examples (its answer would be given away).
+    """
+    prompts = prompts_of(chat, examples, how)
+    method = _label_answers if how.labels is not None else _generated_answers
+    for part in same_start(examples, how):
+        mine = [examples[i] for i in part]
+        have = {place for place, i in enumerate(part) if i in known}
+        for batch in method(model, chat, mine, [prompts[i] for i in part], how, have):
+            yield [(part[place], given) for place, given in batch if place not in have]
+
+
+def prompts_of(chat: ChatFormat, examples: Sequence[Example], how: Answering) -> list[tuple[int, ...]]:
+    """Returns the token ids that stand before every answer.
+
+    Raises:
+        DataError: a demonstration is among the examples, or a text holds a control token of the model.
+    """
     shown = [how.shown(e) for e in examples]
     for example, before in zip(examples, shown, strict=True):
         if before and prompt_key(example) in map(prompt_key, before):
@@ -82,14 +129,30 @@ def answer(
                 f"{example.file}:{example.line}: this example is also a demonstration, so its answer would stand in the prompt; "
                 "remove it from one of the two"
             )
-    prompts = [chat.encode(e, demonstrations=before).prompt_ids for e, before in zip(examples, shown, strict=True)]
-    answers: list[Answer | None] = [None] * len(examples)
-    for part in same_start(examples, how):
-        mine = [examples[i] for i in part]
-        method = _label_answers if how.labels is not None else _generated_answers
-        for i, given in zip(part, method(model, chat, mine, [prompts[i] for i in part], how, done), strict=True):
-            answers[i] = given
-    return [a for a in answers if a is not None]
+    return [chat.encode(e, demonstrations=before).prompt_ids for e, before in zip(examples, shown, strict=True)]
+
+
+def scored(example: Example, how: Answering, text: str, *, hit_limit: bool, answered_by: str | None = None) -> Answer:
+    """Returns a generated answer, cut at its stop string and scored.
+
+    Args:
+        example: what was asked, with references.
+        how: metric, stop strings and demonstrations.
+        text: what was generated, with or without the stop string.
+        hit_limit: the generation ended because of `max_new_tokens`.
+        answered_by: who generated it, if it was not the model here.
+    """
+    answer_text = cut(text, how.stop).strip()
+    flags = unrelated_flags(
+        answer_text,
+        prompt=example.prompt_text,
+        references=example.targets,
+        other_labels=how.other_labels,
+        hit_limit=hit_limit,
+        shown=[shown.targets[0] for shown in how.shown(example)],
+    )
+    score = best_over_references(SCORERS[how.metric], answer_text, example.targets)
+    return Answer(answer_text, score, flags=flags, answered_by=answered_by)
 
 
 def same_start(examples: Sequence[Example], how: Answering) -> list[list[int]]:
@@ -124,18 +187,21 @@ def _label_answers(
     examples: Sequence[Example],
     prompts: Sequence[Sequence[int]],
     how: Answering,
-    done: Callable[[int], None],
-) -> list[Answer]:
+    known: Collection[int],
+) -> Iterator[Batch]:
     labels = how.labels or ()
     choices = [chat.target_ids(label) for label in labels]
-    logs = continuation_logprobs(model, prompts, choices, batch_tokens=how.batch_tokens, float32_head=True, done=done)
-    shares = torch.softmax(logs, dim=1)
-    answers = []
-    for example, row in zip(examples, shares.tolist(), strict=True):
-        best = max(range(len(labels)), key=row.__getitem__)
-        probabilities = {label: round(p, 6) for label, p in zip(labels, row, strict=True)}
-        answers.append(Answer(labels[best], float(labels[best] in example.targets), row[best], probabilities))
-    return answers
+    batches = continuation_batches(
+        model, prompts, choices, batch_tokens=how.batch_tokens, float32_head=True, known=known
+    )
+    for indices, logs in batches:
+        answers: Batch = []
+        for index, row in zip(indices, torch.softmax(logs, dim=1).tolist(), strict=True):
+            best = max(range(len(labels)), key=row.__getitem__)
+            probabilities = {label: round(p, 6) for label, p in zip(labels, row, strict=True)}
+            right = float(labels[best] in examples[index].targets)
+            answers.append((index, Answer(labels[best], right, row[best], probabilities)))
+        yield answers
 
 
 def _generated_answers(
@@ -144,25 +210,19 @@ def _generated_answers(
     examples: Sequence[Example],
     prompts: Sequence[Sequence[int]],
     how: Answering,
-    done: Callable[[int], None],
-) -> list[Answer]:
-    answers: list[Answer | None] = [None] * len(examples)
-    score = SCORERS[how.metric]
-    batches = greedy(
-        model, prompts, stop_ids=chat.stop_ids, max_new_tokens=how.max_new_tokens, batch_tokens=how.batch_tokens
-    )
-    for batch in batches:
-        for index, generated in batch:
-            example = examples[index]
-            text = chat.decode(generated.ids, special=False).strip()
-            flags = unrelated_flags(
-                text,
-                prompt=example.prompt_text,
-                references=example.targets,
-                other_labels=how.other_labels,
-                hit_limit=generated.hit_limit,
-                shown=[shown.targets[0] for shown in how.shown(example)],
-            )
-            answers[index] = Answer(text, best_over_references(score, text, example.targets), flags=flags)
-        done(len(batch))
-    return [a for a in answers if a is not None]
+    known: Collection[int],
+) -> Iterator[Batch]:
+    def decode(ids: Sequence[int]) -> str:
+        return chat.decode(ids, special=False)
+
+    over = ends_at(decode, how.stop, hidden=chat.hidden_ids)
+    for batch in greedy(
+        model,
+        prompts,
+        stop_ids=chat.stop_ids,
+        max_new_tokens=how.max_new_tokens,
+        batch_tokens=how.batch_tokens,
+        ended=lambda _index, ids: over(ids),
+        known=known,
+    ):
+        yield [(i, scored(examples[i], how, decode(row.ids), hit_limit=row.hit_limit)) for i, row in batch]

@@ -1,6 +1,13 @@
 """Models: load them, name their layers, score with them, generate with them."""
 
-from tunescope.models.decode import Generated, common_prefix, continuation_logprobs, greedy, length_batches
+from tunescope.models.decode import (
+    Generated,
+    common_prefix,
+    continuation_batches,
+    continuation_logprobs,
+    greedy,
+    length_batches,
+)
 from tunescope.models.family import (
     FAMILIES,
     PARTS,
@@ -62,6 +69,7 @@ __all__ = [
     "cached_copy",
     "canonical_name",
     "common_prefix",
+    "continuation_batches",
     "continuation_logprobs",
     "decoder",
     "family_of",

@@ -6,7 +6,7 @@ values are copied to every row of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ class Generated:
     """One greedy continuation.
 
     Attributes:
-        ids: token ids, stop token excluded.
+        ids: token ids, stop token excluded; the one at which `ended` said so included.
         hit_limit: True if it ended because of `max_new_tokens`.
     """
 
@@ -50,7 +50,6 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     return count
 
 
-@torch.no_grad()
 def continuation_logprobs(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -75,20 +74,55 @@ def continuation_logprobs(
         (n_prompts, n_continuations) float64 on the CPU: the sum over the continuation's tokens, in nats.
     """
     result = torch.zeros((len(prompts), len(continuations)), dtype=torch.float64)
-    if not prompts or not continuations:
-        return result
-    shared = _shared_prefix(model, prompts)
-    longest = max(len(c) for c in continuations)
-    for batch in length_batches([len(p) - shared[0] + longest for p in prompts], batch_tokens=batch_tokens):
-        hidden, lengths, cache = _read_prompts(model, [prompts[i] for i in batch], shared, longest - 1)
-        logits = float32_head_logits(model, hidden) if float32_head else head_logits(model, hidden)
-        first = logits.log_softmax(-1).double().cpu()
-        for j, choice in enumerate(continuations):
-            result[batch, j] = first[:, choice[0]]
-            if len(choice) > 1:
-                result[batch, j] += _tail_logprobs(model, cache, lengths, choice)
+    for batch, logs in continuation_batches(
+        model, prompts, continuations, batch_tokens=batch_tokens, float32_head=float32_head
+    ):
+        result[batch] = logs
         done(len(batch))
     return result
+
+
+@torch.no_grad()
+def continuation_batches(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    *,
+    batch_tokens: int = 2048,
+    float32_head: bool = False,
+    known: Collection[int] = (),
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Scores as `continuation_logprobs` does, a batch at a time, so that a caller can keep what is there.
+
+    Args:
+        model: the model, PEFT-wrapped or not.
+        prompts: token ids, one row per example; none empty.
+        continuations: token ids of each choice.
+        batch_tokens: tokens per forward pass.
+        float32_head: as there.
+        known: prompts whose scores the caller has. Batches are made of all prompts and those of known ones alone are left out, so that
+            the others come out with the same bits as if nothing were known.
+
+    Yields:
+        For each batch the indices into `prompts`, and (n_indices, n_continuations) float64 on the CPU, in nats.
+    """
+    if not prompts or not continuations:
+        return
+    longest = max(len(c) for c in continuations)
+    prefix = _shared_length(prompts)
+    batches = length_batches([len(p) - prefix + longest for p in prompts], batch_tokens=batch_tokens)
+    batches = _with_unknown(batches, known)
+    shared = _shared_prefix(model, prompts, prefix) if batches else None
+    for batch in batches:
+        hidden, lengths, cache = _read_prompts(model, [prompts[i] for i in batch], prefix, shared, longest - 1)
+        logits = float32_head_logits(model, hidden) if float32_head else head_logits(model, hidden)
+        first = logits.log_softmax(-1).double().cpu()
+        scores = torch.zeros((len(batch), len(continuations)), dtype=torch.float64)
+        for j, choice in enumerate(continuations):
+            scores[:, j] = first[:, choice[0]]
+            if len(choice) > 1:
+                scores[:, j] += _tail_logprobs(model, cache, lengths, choice)
+        yield batch, scores
 
 
 @torch.no_grad()
@@ -100,6 +134,8 @@ def greedy(
     max_new_tokens: int,
     batch_tokens: int = 2048,
     max_batch: int = 32,
+    ended: Callable[[int, Sequence[int]], bool] = lambda index, ids: False,
+    known: Collection[int] = (),
 ) -> Iterator[list[tuple[int, Generated]]]:
     """Generates greedily, a batch at a time.
 
@@ -110,28 +146,32 @@ def greedy(
         max_new_tokens: strict limit per answer.
         batch_tokens: tokens of a batch at its end, answers included.
         max_batch: rows in a batch at most.
+        ended: called with an index into `prompts` and its tokens after every new one; True ends the answer there.
+        known: prompts whose answers the caller has; batches of known ones alone are left out, the others stay as they are.
 
     Yields:
         For each finished batch a list of (index into `prompts`, `Generated`).
     """
     if not prompts:
         return
-    shared = _shared_prefix(model, prompts)
+    prefix = _shared_length(prompts)
+    lengths_left = [len(p) - prefix + max_new_tokens for p in prompts]
+    batches = _with_unknown(length_batches(lengths_left, batch_tokens=batch_tokens, max_rows=max_batch), known)
+    shared = _shared_prefix(model, prompts, prefix) if batches else None
     stop = torch.tensor(list(stop_ids), device=next(bare(model).parameters()).device)
-    lengths_left = [len(p) - shared[0] + max_new_tokens for p in prompts]
-    for batch in length_batches(lengths_left, batch_tokens=batch_tokens, max_rows=max_batch):
-        hidden, position, cache = _read_prompts(model, [prompts[i] for i in batch], shared, max_new_tokens - 1)
+    for batch in batches:
+        hidden, position, cache = _read_prompts(model, [prompts[i] for i in batch], prefix, shared, max_new_tokens - 1)
         outputs: list[list[int]] = [[] for _ in batch]
-        ended = [False] * len(batch)
+        over = [False] * len(batch)
         rows = list(range(len(batch)))  # which output each row of the cache belongs to
         for step in range(max_new_tokens):
             token = head_logits(model, hidden).argmax(-1)
             stops = torch.isin(token, stop).tolist()
             for row, value, stopped in zip(rows, token.tolist(), stops, strict=True):
-                ended[row] = ended[row] or stopped
-                if not ended[row]:
+                if not (over[row] or stopped):
                     outputs[row].append(value)
-            going = [i for i, row in enumerate(rows) if not ended[row]]
+                over[row] = over[row] or stopped or ended(batch[row], outputs[row])
+            going = [i for i, row in enumerate(rows) if not over[row]]
             if not going or step == max_new_tokens - 1:
                 break
             if len(going) <= _WORTH_DROPPING * len(rows):
@@ -140,7 +180,7 @@ def greedy(
                 token, position, rows = token[kept], position[kept], [rows[i] for i in going]
             hidden = read(model, token[:, None], position[:, None], cache)[:, -1]
             position = position + 1
-        yield [(index, Generated(tuple(outputs[i]), not ended[i])) for i, index in enumerate(batch)]
+        yield [(index, Generated(tuple(outputs[i]), not over[i])) for i, index in enumerate(batch)]
 
 
 def length_batches(lengths: Sequence[int], *, batch_tokens: int, max_rows: int = 64) -> list[list[int]]:
@@ -172,14 +212,13 @@ def length_batches(lengths: Sequence[int], *, batch_tokens: int, max_rows: int =
 
 
 def _read_prompts(
-    model: Any, prompts: Sequence[Sequence[int]], shared: tuple[int, SlotCache | None], extra: int
+    model: Any, prompts: Sequence[Sequence[int]], prefix: int, prefix_cache: SlotCache | None, extra: int
 ) -> tuple[torch.Tensor, torch.Tensor, SlotCache]:
-    """Reads the prompts behind their shared prefix.
+    """Reads the prompts behind the `prefix` tokens that they share, whose keys and values are in `prefix_cache`.
 
     Returns:
         Last hidden state of each prompt (rows, d_model), the length of each prompt (rows,), and the cache with `extra` slots more.
     """
-    prefix, prefix_cache = shared
     device = next(bare(model).parameters()).device
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     longest = int(lengths.max())
@@ -194,11 +233,16 @@ def _read_prompts(
     return last, lengths, cache
 
 
-def _shared_prefix(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, SlotCache | None]:
-    """Runs the tokens that all prompts share once and returns their number and their keys and values."""
+def _shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens are computed once for all prompts."""
     length = common_prefix(prompts) if len(prompts) > 1 else 0
-    if length < _MIN_PREFIX:
-        return 0, None
+    return length if length >= _MIN_PREFIX else 0
+
+
+def _shared_prefix(model: Any, prompts: Sequence[Sequence[int]], length: int) -> SlotCache | None:
+    """Runs the tokens that all prompts share once and returns their keys and values."""
+    if not length:
+        return None
     device = next(bare(model).parameters()).device
     cache = new_cache(model, 1, length)
     read(
@@ -207,7 +251,12 @@ def _shared_prefix(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[int, S
         torch.arange(length, device=device)[None],
         cache,
     )
-    return length, cache
+    return cache
+
+
+def _with_unknown(batches: Sequence[list[int]], known: Collection[int]) -> list[list[int]]:
+    """The batches that hold anything the caller does not have."""
+    return [batch for batch in batches if not all(index in known for index in batch)]
 
 
 def _tail_logprobs(model: Any, cache: SlotCache, lengths: torch.Tensor, choice: Sequence[int]) -> torch.Tensor:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import threading
@@ -19,13 +20,35 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from tunescope.errors import IntegrityError, ModelError
-from tunescope.runs.records import SCHEMA_VERSION
+from tunescope.errors import ModelError
+from tunescope.models.noted import NotedAnswers
 
 _LONGEST_WAIT_SECONDS = 60.0
+_LONGEST_KNOCK_SECONDS = 10.0
+_NOT_THERE_YET = (
+    408,
+    429,
+    502,
+    503,
+    504,
+)  # with any other bad status it is there: not every server can list its models
 _MOST_BYTES = 16 << 20  # of one answer
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """One answer of a server.
+
+    Attributes:
+        text: what it wrote.
+        cut_off: it ended because ``max_tokens`` were reached.
+    """
+
+    text: str
+    cut_off: bool
 
 
 class ChatEndpoint:
@@ -38,13 +61,14 @@ class ChatEndpoint:
         url: base address up to the version, for example ``http://127.0.0.1:8000/v1``.
         model: name of the model as the server knows it.
         api_key_variable: environment variable that holds the key; where it is unset or empty no key is sent.
-        max_tokens: most tokens of an answer; an answer that is cut off there is an error.
+        max_tokens: most tokens of an answer; more of them, by the server's own count, are an error.
         temperature: 0 asks for the likeliest answer.
         timeout_seconds: without anything heard from the server, per attempt.
         max_attempts: per request, the first included.
         wait_seconds: before the second attempt.
         concurrency: requests under way at once.
-        resume_file: JSON Lines file of answers; made where it does not exist, its folder must. None: nothing is noted.
+        more: further fields of every request, such as ``stop``.
+        resume_file: JSON Lines file of the answers of `complete`; made where it does not exist, its folder must. None: nothing is noted.
 
     Raises:
         ModelError: the address is not http or https, holds a password, or a setting is out of range.
@@ -69,13 +93,15 @@ class ChatEndpoint:
         max_attempts: int = 5,
         wait_seconds: float = 1.0,
         concurrency: int = 4,
+        more: Mapping[str, Any] | None = None,
         resume_file: Path | None = None,
     ) -> None:
-        self.address = _checked_address(url) + "/chat/completions"
+        self._url = _checked_address(url)
+        self.address = self._url + "/chat/completions"
         self.model = model
         self.n_asked = 0
         self._variable = api_key_variable
-        self._fixed = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
+        self._fixed = {"model": model, "max_tokens": max_tokens, "temperature": temperature, **(more or {})}
         self._timeout = timeout_seconds
         self._attempts = max_attempts
         self._wait = wait_seconds
@@ -100,6 +126,8 @@ class ChatEndpoint:
     ) -> list[str]:
         """Returns the answers in the order of the prompts; equal prompts are asked once, noted ones not at all.
 
+        An answer that is cut off at ``max_tokens`` is an error.
+
         Args:
             prompts: one user message each.
             system: system message for all of them.
@@ -112,78 +140,140 @@ class ChatEndpoint:
         requests = [self._fixed | {"messages": _messages(prompt, system)} for prompt in prompts]
         keys = [_key(request) for request in requests]
         wanted = dict(zip(keys, requests, strict=True))
-        with _Answers(self._resume_file) as answers:
+        with NotedAnswers(self._resume_file) as answers:
             open_requests = {key: request for key, request in wanted.items() if key not in answers.known}
             done = len(wanted) - len(open_requests)
-            for key, answer in self._ask(open_requests):
-                answers.note(key, answer, self.model)
+            for key, reply in self._ask(open_requests, whole=True):
+                answers.note(key, reply.text, self.model)
                 done += 1
                 if progress is not None:
                     progress(done, len(wanted))
             return [answers.known[key] for key in keys]
 
-    def _ask(self, requests: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-        """Yields answers as they come; after a failure those under way are still yielded, then it is raised."""
+    def replies(self, chats: Sequence[Sequence[Mapping[str, str]]]) -> Iterator[tuple[list[int], Reply]]:
+        """Asks whole chats and gives the answers as they come; equal chats are asked once. Nothing is noted: that is the caller's part.
+
+        Args:
+            chats: messages up to the point where the model answers.
+
+        Yields:
+            The indices of equal chats, and their answer; after a failure those under way are still given, then it is raised.
+
+        Raises:
+            ModelError: the server cannot be reached, refuses, or answers something else.
+        """
+        requests = [self._fixed | {"messages": [dict(message) for message in chat]} for chat in chats]
+        places: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            places.setdefault(_key(request), []).append(index)
+        for key, reply in self._ask({key: requests[found[0]] for key, found in places.items()}):
+            yield places[key], reply
+
+    def knock(self) -> None:
+        """Looks whether the server is there and takes the key, by asking for its list of models; what is in it does not matter.
+
+        Raises:
+            ModelError: it cannot be reached, or refuses the key.
+        """
+        timeout = min(self._timeout, _LONGEST_KNOCK_SECONDS)
+
+        def open_the_door() -> None:
+            try:
+                self._send(None, f"{self._url}/models", timeout)
+            except _AgainError as trouble:
+                if trouble.status is None or trouble.status in _NOT_THERE_YET:
+                    raise
+            except _RefusedError as error:
+                if error.status in (401, 403):
+                    raise
+
+        self._again(open_the_door)
+
+    def _ask(self, requests: Mapping[str, Mapping[str, Any]], *, whole: bool = False) -> Iterator[tuple[str, Reply]]:
+        """Yields answers as they come; after a failure those under way are still yielded, then it is raised.
+
+        No more are under way, or here and not yet taken, than may be asked at once: so many, and no more, does a kill lose.
+        """
         self._stopping.clear()
         failure: ModelError | None = None
+        waiting, futures = iter(requests.items()), {}
         with concurrent.futures.ThreadPoolExecutor(self._concurrency) as pool:
-            futures = {pool.submit(self._unless_stopped, request): key for key, request in requests.items()}
+
+            def ask_next(count: int = 1) -> None:
+                for key, request in itertools.islice(waiting, count):
+                    futures[pool.submit(self._unless_stopped, request, whole)] = key
+
+            ask_next(self._concurrency)
             try:
-                for future in concurrent.futures.as_completed(futures):
-                    try:
-                        answer = future.result()
-                    except concurrent.futures.CancelledError:
-                        continue
-                    except ModelError as error:
-                        failure = failure or error
-                        self._stop(futures)
-                        continue
-                    self.n_asked += 1
-                    yield futures[future], answer
+                while futures:
+                    for future in concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED)[0]:
+                        key = futures.pop(future)
+                        try:
+                            reply = future.result()
+                        except concurrent.futures.CancelledError:
+                            continue
+                        except ModelError as error:
+                            failure = failure or error
+                            self._stop(futures)
+                            continue
+                        self.n_asked += 1
+                        yield key, reply
+                        if failure is None:  # only now: the answer is where the caller keeps it
+                            ask_next()
             finally:
                 self._stop(futures)
         if failure is not None:
             raise failure
 
-    def _stop(self, futures: Mapping[concurrent.futures.Future[str], str]) -> None:
+    def _stop(self, futures: Mapping[concurrent.futures.Future[Reply], str]) -> None:
         self._stopping.set()
         for future in futures:
             future.cancel()
 
-    def _unless_stopped(self, request: Mapping[str, Any]) -> str:
+    def _unless_stopped(self, request: Mapping[str, Any], whole: bool) -> Reply:
         """Asks nothing more once a request has failed; the thread that failed says so before it takes the next."""
         if self._stopping.is_set():
             raise concurrent.futures.CancelledError
         try:
-            return self._one(request)
+            return self._one(request, whole)
         except ModelError:
             self._stopping.set()
             raise
 
-    def _one(self, request: Mapping[str, Any]) -> str:
+    def _one(self, request: Mapping[str, Any], whole: bool) -> Reply:
         body = json.dumps(request, ensure_ascii=False).encode()
+        reply = self._again(lambda: self._read(*self._send(body, self.address, self._timeout)))
+        if whole and reply.cut_off:
+            raise ModelError(
+                f"endpoint {self.address}: an answer was cut off at max_tokens {self._fixed['max_tokens']}; raise max_tokens"
+            )
+        return reply
+
+    def _again(self, attempt: Callable[[], T]) -> T:
+        """Tries until it goes well, what went wrong will not pass, or all attempts are used."""
         wait = self._wait
-        for attempt in range(1, self._attempts + 1):
+        for number in range(1, self._attempts + 1):
             try:
-                return self._read(*self._send(body))
+                return attempt()
             except _AgainError as trouble:
-                if attempt == self._attempts or self._stopping.is_set():
+                if number == self._attempts or self._stopping.is_set():
                     raise ModelError(
-                        f"endpoint {self.address}: {trouble} ({attempt} attempts); check that the server runs, or raise timeout or attempts"
+                        f"endpoint {self.address}: {trouble} ({number} attempts); check that the server runs, or raise timeout or attempts"
                     ) from None
                 self._stopping.wait(min(max(wait, trouble.wait_seconds), _LONGEST_WAIT_SECONDS))
                 wait *= 2
         raise AssertionError("the last attempt returns or raises")
 
-    def _send(self, body: bytes) -> tuple[bytes, str]:
-        """Returns what the server answered with a good status, and the key that was sent."""
+    def _send(self, body: bytes | None, address: str, timeout: float) -> tuple[bytes, str]:
+        """Returns what the server answered with a good status, and the key that was sent; without a body it is only read."""
         key = os.environ.get(self._variable, "").strip()
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
         try:
-            request = urllib.request.Request(self.address, data=body, headers=headers, method="POST")
-            with self._opener.open(request, timeout=self._timeout) as reply:
+            method = "GET" if body is None else "POST"
+            request = urllib.request.Request(address, data=body, headers=headers, method=method)
+            with self._opener.open(request, timeout=timeout) as reply:
                 content: bytes = reply.read(_MOST_BYTES + 1)
                 if reply.length and len(content) <= _MOST_BYTES:  # read(n) takes a lost connection for the end
                     raise http.client.IncompleteRead(content, reply.length)
@@ -206,31 +296,47 @@ class ChatEndpoint:
             said = ""
         said = " ".join(_without(said, key).split())[:200]
         if error.code in (408, 429) or error.code >= 500:
-            raise _AgainError(f"status {error.code} ({said})", _seconds(error.headers.get("Retry-After")))
+            raise _AgainError(f"status {error.code} ({said})", _seconds(error.headers.get("Retry-After")), error.code)
         advice = (
             f"check the key in {self._variable}" if error.code in (401, 403) else "check address, model and settings"
         )
-        raise ModelError(f"endpoint {self.address}: status {error.code} ({said}); {advice}")
+        raise _RefusedError(f"endpoint {self.address}: status {error.code} ({said}); {advice}", error.code)
 
-    def _read(self, content: bytes, key: str) -> str:
-        """Returns the text of an answer that is exactly what it should be."""
+    def _read(self, content: bytes, key: str) -> Reply:
+        """Returns an answer that is exactly what it should be."""
+        text, reason, tokens = None, None, None
         try:
             reply = json.loads(content.decode())
-            choice = reply["choices"][0]
-            text, reason = choice["message"]["content"], choice.get("finish_reason")
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-            text, reason = None, None
+            [choice] = reply["choices"]
+            reason = choice.get("finish_reason")
+            tokens = (reply.get("usage") or {}).get("completion_tokens")
+            text = choice["message"]["content"]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            pass
         if not isinstance(text, str):
             shown = " ".join(_without(content[:2000].decode("utf-8", "replace"), key).split())[:100]
             raise ModelError(
                 f"endpoint {self.address}: the answer is no chat completion ({shown!r}); check that the address is that of an OpenAI-compatible "
                 "server, up to /v1"
             )
-        if reason == "length":
+        if reason == "content_filter":
             raise ModelError(
-                f"endpoint {self.address}: an answer was cut off at max_tokens {self._fixed['max_tokens']}; raise max_tokens"
+                f"endpoint {self.address}: a filter of the server cut an answer off, so it is not the model's; turn the filter off"
             )
-        return text
+        most = self._fixed["max_tokens"]
+        if isinstance(tokens, int) and tokens > most:
+            raise ModelError(
+                f"endpoint {self.address}: an answer has {tokens} tokens, and max_tokens is {most}; use a server that keeps to max_tokens"
+            )
+        return Reply(text, reason == "length")
+
+
+class _RefusedError(ModelError):
+    """A status that asking again does not change."""
+
+    def __init__(self, problem: str, status: int) -> None:
+        super().__init__(problem)
+        self.status = status
 
 
 @dataclasses.dataclass
@@ -239,6 +345,7 @@ class _AgainError(Exception):
 
     message: str
     wait_seconds: float = 0.0
+    status: int | None = None
 
     def __str__(self) -> str:
         return self.message
@@ -247,71 +354,6 @@ class _AgainError(Exception):
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         return None
-
-
-class _Answers:
-    """The answers known so far, and the file they are noted in."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._file: Any = None
-        self.known: dict[str, str] = {}
-
-    def __enter__(self) -> _Answers:
-        if self._path is None:
-            return self
-        try:
-            self._file = self._path.open("a+b")
-        except OSError as error:
-            raise ModelError(
-                f"{self._path}: cannot be written ({error.strerror}); choose another file for the answers"
-            ) from None
-        try:
-            _lock(self._file, self._path)
-            self._load()
-        except BaseException:
-            self._file.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def note(self, key: str, answer: str, model: str) -> None:
-        self.known[key] = answer
-        if self._file is not None:
-            row = {"schema_version": SCHEMA_VERSION, "key": key, "model": model, "answer": answer}
-            self._file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-            self._file.flush()
-
-    def _load(self) -> None:
-        self._file.seek(0)
-        content: bytes = self._file.read()
-        end = content.rfind(b"\n") + 1
-        for number, line in enumerate(content[:end].split(b"\n")[:-1], 1):
-            try:
-                row = json.loads(line.decode())
-                self.known[str(row["key"])] = str(row["answer"])
-            except (ValueError, TypeError, KeyError, RecursionError):
-                raise IntegrityError(
-                    f"{self._path}:{number}: damaged; remove this line, its question is asked again"
-                ) from None
-        if end < len(content):
-            self._file.truncate(end)  # what a kill left of a line
-
-
-def _lock(file: Any, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows has no flock; there the user has to take care
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ModelError(
-            f"{path}: another program is noting answers in it; wait for it or choose another file"
-        ) from None
 
 
 def _checked_address(url: str) -> str:

@@ -272,6 +272,7 @@ class Answer(Record):
         probabilities: label -> probability, None for generated text.
         flags: instruction-unrelated output: ``empty``, ``label_of_other_task``, ``copies_demonstration``, ``copies_prompt``, ``wrong_script``,
             ``endless``.
+        answered_by: model and address of the server that generated it; None: the model here.
     """
 
     text: str
@@ -279,6 +280,7 @@ class Answer(Record):
     confidence: float | None = None
     probabilities: Mapping[str, float] | None = None
     flags: tuple[str, ...] = ()
+    answered_by: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

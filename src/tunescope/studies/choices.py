@@ -16,11 +16,12 @@ from tunescope.metrics import resample_seeds_and_examples
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast
 from tunescope.studies.arms import tune_arm
-from tunescope.studies.bench import remove_scratch
+from tunescope.studies.bench import TUNED, remove_scratch
 from tunescope.studies.conclude import write_results
 from tunescope.studies.machine import release_memory
 from tunescope.studies.measure import measure_arm
 from tunescope.studies.progress import Progress, Silent
+from tunescope.studies.serving import check_serving
 from tunescope.studies.setup import begin, check, choose_once
 
 Floats = NDArray[np.float64]
@@ -165,6 +166,7 @@ def _one(
         return folder
     progress.note(f"{score}, seed {seed}")
     checked = check(mine, progress)
+    check_serving(mine, checked.chat, [arm.value for arm in mine.arms if arm not in TUNED])
     folder = RunFolder.create(mine.output_dir, text, study=STUDY, command=command, resume=True)
     with folder.locked():
         bench = begin(checked, folder, command, progress)

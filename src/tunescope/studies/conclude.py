@@ -14,6 +14,7 @@ from tunescope.runs.records import Answer, Forecast, Risk, Sample, Verdict
 from tunescope.studies.bench import TUNED, Bench, test_groups
 from tunescope.studies.generalise import write_generalisation
 from tunescope.studies.measure import read_scored
+from tunescope.studies.serving import ANSWERED, answered_by
 from tunescope.studies.setup import record
 
 
@@ -34,7 +35,10 @@ def write_results(bench: Bench, arms: Sequence[str], weights: Mapping[str, Path]
         n_bootstrap=settings.n_bootstrap,
         confidence=settings.confidence,
     )
-    bench.run.write_json("results.json", {"results": [r.to_dict() for r in results]})
+    who = answered_by(bench.config, scored)
+    bench.run.write_json("results.json", {"results": [r.to_dict() for r in results], "answered_by": who})
+    if who:
+        record(bench.run, ANSWERED, {"answers": who})
     write_generalisation(bench, arms, scored, results, weights or {})
     bench.run.write_json("risk.json", {"risks": [r.to_dict() for r in _risks(bench, scored)]})
     write_samples(bench, scored)

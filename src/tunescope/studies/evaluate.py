@@ -25,7 +25,8 @@ from tunescope.studies.harness import check_tasks, note_tasks, run_harness, writ
 from tunescope.studies.machine import release_memory
 from tunescope.studies.measure import measure_arm
 from tunescope.studies.progress import Progress, Silent
-from tunescope.studies.setup import begin, check, finished, record, write_layers
+from tunescope.studies.serving import check_serving
+from tunescope.studies.setup import begin, check, finished, record, settings_text, write_layers
 
 _MEASURES = "weights to measure"
 
@@ -63,7 +64,7 @@ def run(
     named = name_arms(weights, arms)
     check_tasks(lm_eval)
     config = _untuned_only(config)
-    text, study = settings.dump(config), "evaluate"
+    text, study = settings_text(config, resume=resume), "evaluate"
     RunFolder.check_free(config.output_dir, text, study=study, resume=resume)
     measured = {
         name: {"path": str(path), "sha256": {p.name: models.sha256_of(p) for p in sorted(path.glob("*.safetensors"))}}
@@ -73,6 +74,8 @@ def run(
     if resume and (whole := finished(config.output_dir)):
         return whole
     checked = check(config, progress)
+    measuring = [arm.value for arm in config.arms] + list(named)
+    check_serving(config, checked.chat, measuring)
     for path in named.values():
         if unknown := engine.check_fits(checked.loaded, path):
             progress.note(unknown)
@@ -81,7 +84,6 @@ def run(
         bench = begin(checked, folder, command, progress, overrides=overrides)
         for note in _asked_otherwise(config, named):
             progress.note(note)
-        measuring = [arm.value for arm in config.arms] + list(named)
         forecasts, preparation = forecast_once(bench, measuring, {}, progress, started=started)
         progress.plan({f"{f.arm}: measure": f.evaluation_seconds for f in forecasts})
         record(folder, _MEASURES, measured)
@@ -120,6 +122,7 @@ def preview(
     with tempfile.TemporaryDirectory(prefix="tunescope-dry-run-") as scratch:
         folder = RunFolder.create(Path(scratch) / "run", settings.dump(config), study="dry-run", command="")
         checked = check(config, progress)
+        check_serving(config, checked.chat, [arm.value for arm in config.arms] + list(named), knock=False)
         for path in named.values():
             if unknown := engine.check_fits(checked.loaded, path):
                 progress.note(unknown)

@@ -13,16 +13,17 @@ from tunescope import engine, evaluate, models
 from tunescope.data import Encoded, Example, Task
 from tunescope.models import Loaded
 from tunescope.runs.records import Forecast, Selection
+from tunescope.studies.asking import answering
 from tunescope.studies.bench import Bench, test_groups
 from tunescope.studies.beside import Beside
 from tunescope.studies.demonstrations import encode_training
 from tunescope.studies.inputs import GUARD, encode_all
 from tunescope.studies.machine import release_memory
 from tunescope.studies.mask_files import mask_of
-from tunescope.studies.measure import answering
 from tunescope.studies.prices import Calibration, Point, parameter_table
 from tunescope.studies.progress import Progress
 from tunescope.studies.regularisation import loss_terms, rows_of, training_rows
+from tunescope.studies.serving import server_of
 
 FORECAST = "arms/forecast.json"
 _DECODED = 6
@@ -295,7 +296,10 @@ def _evaluation_seconds(bench: Bench, arm: str, rates: Rates) -> float:
         if not examples:
             continue
         how = answering(bench, task.name, arm)
-        for asked in (examples, *beside.examples(task.name)):
+        served = (
+            task.labels is None and server_of(bench.config, arm) is not None
+        )  # how long that takes, the server knows
+        for asked in (examples, *beside.examples(task.name)) if not served else ():
             for part in evaluate.same_start(asked, how):
                 seconds += _answer_seconds(bench, task, how, [asked[i] for i in part], rates)
         timed = settings.latency_requests / max(1, sum(bool(t.test) for t in bench.inputs.tasks))

@@ -25,10 +25,11 @@ from tunescope.studies.learn_memory import open_memory, with_memory
 from tunescope.studies.learn_onto import Earlier, read_earlier, refuse_other_base, with_earlier
 from tunescope.studies.learn_stage import arms_of, what_moves
 from tunescope.studies.learn_stages import Study, count_by_task, keep_earlier, measure_before, plan_stages, run_stage
-from tunescope.studies.learn_stream import Stream, make_stream, refuse_unfit_stream
+from tunescope.studies.learn_stream import BASE, START, Stream, make_stream, refuse_unfit_stream
 from tunescope.studies.machine import release_memory
 from tunescope.studies.progress import Progress, Silent
-from tunescope.studies.setup import Checked, begin, check, finished, record
+from tunescope.studies.serving import check_serving
+from tunescope.studies.setup import Checked, begin, check, finished, record, settings_text
 
 STUDY = "learn"
 
@@ -63,11 +64,13 @@ def run(
     """
     progress = progress or Silent()
     started = time.perf_counter()
-    text = settings.dump(config)
+    text = settings_text(config, resume=resume)
     RunFolder.check_free(config.output_dir, text, study=STUDY, resume=resume)
     if resume and (whole := finished(config.output_dir)):
         return whole
     checked, stream, earlier = _check(config, progress)
+    if not plan_only:
+        check_serving(config, checked.chat, [BASE, *([START] if earlier else [])])
     folder = RunFolder.create(config.output_dir, text, study=STUDY, command=command, resume=resume)
     with folder.locked():
         bench = begin(checked, folder, command, progress, overrides=overrides)

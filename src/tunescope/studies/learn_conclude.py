@@ -19,6 +19,7 @@ from tunescope.studies.learn_onto import STREAM, Earlier
 from tunescope.studies.learn_stage import measuring_bench
 from tunescope.studies.learn_stream import START, Stage, Stream
 from tunescope.studies.measure import read_scored
+from tunescope.studies.serving import ANSWERED, answered_by
 from tunescope.studies.setup import record
 
 EXPERT = "expert"
@@ -103,7 +104,10 @@ def write_stream(
             [item], tuned=[arm for arm in item.answers if arm not in ("nothing", START)], **how
         )
     ]
-    bench.run.write_json("results.json", {"results": [row.to_dict() for row in results]})
+    who = answered_by(bench.config, together)
+    bench.run.write_json("results.json", {"results": [row.to_dict() for row in results], "answered_by": who})
+    if who:
+        record(bench.run, ANSWERED, {"answers": who})
     bench.run.write_jsonl("samples.jsonl", [s.to_dict() for s in _samples(bench, together)])
     rows = [
         Row(arm, tasks, {item.task: item for item in read[arm] if item.role == "in_domain"}) for arm, tasks in measured

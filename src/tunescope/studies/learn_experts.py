@@ -110,6 +110,7 @@ def _key(bench: Bench, selection: Selection, task_name: str) -> str:
         "templates": settings.templates,
         "task": task.version,
         "max_new_tokens": config.evaluation.max_new_tokens,
+        "stop": config.evaluation.task_stop.get(task_name, config.evaluation.stop),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for group in (task.train, task.validation, bench.inputs.replay):

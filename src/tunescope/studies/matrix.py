@@ -28,6 +28,7 @@ from tunescope.studies.inputs import encode_inputs, read_inputs, refuse
 from tunescope.studies.machine import release_memory
 from tunescope.studies.measure import measure_arm, read_scored
 from tunescope.studies.progress import Progress, Silent
+from tunescope.studies.serving import check_serving
 from tunescope.studies.setup import Checked, begin, check, choose_once
 
 STUDY = "matrix"
@@ -181,6 +182,8 @@ def _settings_of(config: Config, model: _Model, arm: str) -> Config:
         return Config.model_validate(values)
     if model.mode == "half":
         values["tasks"] = [task | {"out_of_domain": []} for task in values["tasks"] if task["name"] == model.task]
+        stops = values["evaluation"]["task_stop"]
+        values["evaluation"]["task_stop"] = {name: texts for name, texts in stops.items() if name == model.task}
         values["data"]["max_train_examples"] = _half(config, model)
     return Config.model_validate(values)
 
@@ -200,6 +203,7 @@ def _make(config: Config, model: _Model, arm: str, command: str, progress: Progr
     if RunFolder(mine.output_dir).has("samples.jsonl"):
         return
     checked = check(mine, progress)
+    check_serving(mine, checked.chat, [Arm.NOTHING.value, Arm.PROMPT.value], knock=model.mode == "base")
     folder = RunFolder.create(mine.output_dir, text, study=STUDY, command=command, resume=True)
     with folder.locked():
         bench = begin(checked, folder, command, progress)

@@ -11,17 +11,21 @@ from tunescope import engine, evaluate, models
 from tunescope.data import Example, Task
 from tunescope.models import Loaded
 from tunescope.runs.records import Answer, Forecast
-from tunescope.studies.bench import TUNED, Bench, test_groups
+from tunescope.studies.asking import Asker, answering
+from tunescope.studies.bench import TUNED, Bench, Group, test_groups
 from tunescope.studies.beside import Beside
-from tunescope.studies.demonstrations import at_test
 from tunescope.studies.inputs import GUARD, encode_all
-from tunescope.studies.progress import Progress, ticker
+from tunescope.studies.progress import Progress
 
 
 def measure_arm(bench: Bench, arm: str, cost: Forecast, progress: Progress, *, weights: Path | None = None) -> Forecast:
     """Answers all test examples with one arm, writes ``arms/<arm>/answers.jsonl``, and returns the cost with what that took.
 
-    The weights are those of the run's own arm, or of the folder `weights`.
+    The weights are those of the run's own arm, or of the folder `weights`. Answers are noted as they come: repeated after a kill it asks
+    only what is missing, and ends with the same bytes.
+
+    Raises:
+        ModelError: a server answers for the arm, and it cannot be reached, refuses, or answers nonsense.
     """
     name = f"arms/{arm}/measured.json"
     if bench.run.has(name):
@@ -35,41 +39,18 @@ def measure_arm(bench: Bench, arm: str, cost: Forecast, progress: Progress, *, w
         weights = bench.run.path / "weights" / arm
     change = engine.weight_change(loaded, weights, arm=arm) if weights else None
     model = tuned_model(bench, loaded, weights) if weights else loaded.model
+    asker = Asker(bench, arm, model, progress)
+    _say_who_answers(bench, arm, asker, progress)
     with engine.Meter(bench.device) as meter:
-        rows: list[dict[str, Any]] = []
-        for task in bench.inputs.tasks:
-            how = answering(bench, task.name, arm)
-            mine = [g for g in groups if g.task == task.name]
-            # One call for all files of a task: rows of similar length share a batch, and the prefix is computed once.
-            examples = [e for group in mine for e in group.examples]
-            answers = iter(evaluate.answer(model, bench.chat, examples, how, done=ticker(progress)))
-            rows += [
-                {"task": g.task, "role": g.role, "dataset": g.dataset, "answer": next(answers).to_dict()}
-                for g in mine
-                for _ in g.examples
-            ]
-        if bench.inputs.guard:
-            losses = models.mean_losses(
-                model, encode_all(bench.chat, bench.inputs.guard), batch_tokens=settings.batch_tokens
-            )
-            group = groups[-1]
-            rows += [
-                {"task": GUARD, "role": "guard", "dataset": group.dataset, "answer": Answer("", float(x)).to_dict()}
-                for x in losses
-            ]
-            progress.advance(len(losses))
-        asked_beside = beside.ask(
-            arm,
-            [Answer.from_dict(row["answer"]) for row in rows if row["role"] != "guard"],
-            lambda task, examples: evaluate.answer(
-                model, bench.chat, examples, answering(bench, task, arm), done=ticker(progress)
-            ),
-        )
+        rows = _test_rows(bench, asker, groups)
+        own = [Answer.from_dict(row["answer"]) for row in rows]
+        rows += _guard_rows(bench, model, groups, progress)
+        asked_beside = beside.ask(arm, own, asker.ask)
     timed = evaluate.latencies(model, bench.chat, _requests(bench, arm))
     progress.advance(settings.latency_requests)
     cost = dataclasses.replace(
         cost,
-        evaluation_seconds=meter.seconds,
+        evaluation_seconds=asker.seconds_before + meter.seconds,
         peak_memory_bytes=max(cost.peak_memory_bytes, meter.peak_memory_bytes),
         latency_p50_seconds=timed[0] if timed else None,
         latency_p95_seconds=timed[1] if timed else None,
@@ -78,7 +59,44 @@ def measure_arm(bench: Bench, arm: str, cost: Forecast, progress: Progress, *, w
     bench.run.write_json(
         name, {"cost": cost.to_dict(), "weight_change": change.to_dict() if change else None, **asked_beside}
     )
+    asker.close()
     return cost
+
+
+def _test_rows(bench: Bench, asker: Asker, groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """The answers to all test examples, file by file."""
+    rows = []
+    for task in bench.inputs.tasks:
+        mine = [g for g in groups if g.task == task.name]
+        # One call for all files of a task: rows of similar length share a batch, and the prefix is computed once.
+        answers = iter(asker.ask(task.name, [e for group in mine for e in group.examples]))
+        rows += [
+            {"task": g.task, "role": g.role, "dataset": g.dataset, "answer": next(answers).to_dict()}
+            for g in mine
+            for _ in g.examples
+        ]
+    return rows
+
+
+def _guard_rows(bench: Bench, model: Any, groups: Sequence[Group], progress: Progress) -> list[dict[str, Any]]:
+    """The losses on the guard set."""
+    if not bench.inputs.guard:
+        return []
+    rows = encode_all(bench.chat, bench.inputs.guard)
+    losses = models.mean_losses(model, rows, batch_tokens=bench.config.evaluation.batch_tokens)
+    progress.advance(len(losses))
+    shared = {"task": GUARD, "role": "guard", "dataset": groups[-1].dataset}
+    return [shared | {"answer": Answer("", float(loss)).to_dict()} for loss in losses]
+
+
+def _say_who_answers(bench: Bench, arm: str, asker: Asker, progress: Progress) -> None:
+    """Says it where a server is set: no arm may be answered elsewhere than a reader thinks."""
+    if bench.config.generation.endpoint is None or all(task.labels for task in bench.inputs.tasks):
+        return
+    if asker.server is not None:
+        progress.note(f"{arm}: free answers come from {asker.server.name}")
+    else:
+        progress.note(f"{arm}: free answers are generated here, since generation names no model for this arm")
 
 
 def tuned_model(bench: Bench, loaded: Loaded, weights: Path) -> Any:
@@ -87,15 +105,6 @@ def tuned_model(bench: Bench, loaded: Loaded, weights: Path) -> Any:
         located = models.locate(str(weights))
         return models.load_located(located, dtype=bench.config.dtype, device=bench.device).model
     return engine.attach(loaded, weights)
-
-
-def answering(bench: Bench, task_name: str, arm: str) -> evaluate.Answering:
-    """Returns how an arm answers a task."""
-    task = next(t for t in bench.inputs.tasks if t.name == task_name)
-    settings = bench.config.evaluation
-    shown = at_test(bench.config, task, arm)
-    others = {label for t in bench.inputs.tasks if t.name != task_name for label in t.labels or ()}
-    return evaluate.Answering(task.metric, task.labels, shown, others, settings.max_new_tokens, settings.batch_tokens)
 
 
 def _requests(bench: Bench, arm: str) -> list[tuple[Example, evaluate.Answering]]:

@@ -14,7 +14,7 @@ from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies import approve
 from tunescope.studies.arms import tune_arm
-from tunescope.studies.bench import remove_scratch
+from tunescope.studies.bench import TUNED, remove_scratch
 from tunescope.studies.choose import choose
 from tunescope.studies.conclude import write_costs, write_results, write_verdict
 from tunescope.studies.data_curve import draw_curve, forecast_curve
@@ -24,6 +24,7 @@ from tunescope.studies.machine import release_memory
 from tunescope.studies.measure import measure_arm
 from tunescope.studies.plan import settle
 from tunescope.studies.progress import Progress, Silent
+from tunescope.studies.serving import check_serving
 from tunescope.studies.setup import begin, check, choose_once, finished, settings_text
 
 
@@ -63,6 +64,7 @@ def run(
     approve.gate(RunFolder(config.output_dir), required=config.approval == "required")
     checked = check(config, progress)
     check_knowledge(config, checked)
+    check_serving(config, checked.chat, _untuned(config))
     folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
     with folder.locked():
         bench = begin(checked, folder, command, progress, overrides=overrides)
@@ -105,9 +107,14 @@ def preview(config: Config, progress: Progress | None = None) -> tuple[list[Fore
     with tempfile.TemporaryDirectory(prefix="tunescope-dry-run-") as scratch:
         folder = RunFolder.create(Path(scratch) / "run", settings.dump(config), study="dry-run", command="")
         checked = check(config, progress)
+        check_serving(config, checked.chat, _untuned(config), knock=False)
         bench = begin(checked, folder, "", progress)
         selections = choose(bench, checked.loaded, progress).selections
         return forecast_arms(bench, [a.value for a in config.arms], selections, progress), selections
+
+
+def _untuned(config: Config) -> list[str]:
+    return [arm.value for arm in config.arms if arm not in TUNED]
 
 
 def _through_gate(config: Config, folder: RunFolder) -> RunFolder:

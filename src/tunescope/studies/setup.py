@@ -10,7 +10,7 @@ from typing import Any
 
 from tunescope import config as settings
 from tunescope import engine, evaluate, models, select
-from tunescope.config import Arm, Config, plain
+from tunescope.config import FREE_ON_RESUME, Arm, Config, plain
 from tunescope.data import ChatFormat, Task
 from tunescope.engine import NumberFormat
 from tunescope.errors import ConfigError, DataError, IntegrityError, ModelError
@@ -19,6 +19,7 @@ from tunescope.runs import ledger
 from tunescope.runs.environment import describe_environment, user_name
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Selection
+from tunescope.studies.asking import unfit_stops
 from tunescope.studies.bench import TUNED, Bench, remove_scratch, test_groups
 from tunescope.studies.choose import Choice, choose
 from tunescope.studies.data_curve import unfit_sizes
@@ -29,6 +30,7 @@ from tunescope.studies.mask_files import mask_of
 from tunescope.studies.number_format import settled
 from tunescope.studies.progress import Progress
 from tunescope.studies.regularisation import unfit_prompts
+from tunescope.studies.serving import described
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +113,7 @@ def _refuse_unfit(config: Config, inputs: Inputs, loaded: Loaded, chat: ChatForm
     problems += unfit_prompts(config, inputs, chat) if tuned and inputs.train else []
     problems += unfit_sizes(config, inputs) if tuned else []
     problems += _too_long(config, inputs, loaded, chat)
+    problems += unfit_stops(config, chat)
     if problems:
         raise ConfigError(problems)
 
@@ -201,8 +204,9 @@ def finished(path: Path) -> RunFolder | None:
 def settings_text(config: Config, *, resume: bool) -> str:
     """Returns the settings as they are kept in the run, and compared with on resume.
 
-    Where specialists are kept, and whether a damaged one is tuned again, changes no result: with ``--resume`` these two are those of
-    the first time, so that a run which ended with a full disk or a damaged cache can go on with other ones.
+    Where specialists are kept, whether a damaged one is tuned again, and how a server is reached changes no result: with ``--resume``
+    these settings are those of the first time, so that a run which ended with a full disk, a damaged cache or a lost server can go on
+    with other ones.
 
     Args:
         config: the settings.
@@ -213,10 +217,15 @@ def settings_text(config: Config, *, resume: bool) -> str:
         try:
             values, _, _ = plain.parse(plain.read_text(path), str(path))
             kept = {key: values["map"][key] for key in ("cache", "rebuild_cache")}
+            reached = {key: values["generation"][key] for key in FREE_ON_RESUME}
         except (ConfigError, KeyError, TypeError):
             return settings.dump(config)  # whatever is there now, it is not what was written: refused as different
         kept["cache"] = None if kept["cache"] is None else Path(kept["cache"])
         config = config.model_copy(update={"map": config.map.model_copy(update=kept)})
+        if (
+            config.generation.endpoint is not None and reached["endpoint"] is not None
+        ):  # with or without a server is another matter
+            config = config.model_copy(update={"generation": config.generation.model_copy(update=reached)})
     return settings.dump(config)
 
 
@@ -237,6 +246,8 @@ def begin(
     else:
         folder.write_json("data.json", inputs.report.to_dict())
         folder.write_json("environment.json", _environment(checked, bench, command))
+    if server := described(checked.config):  # another address on resume is a row of its own
+        record(folder, "generation server", server)
     if overrides:
         record(folder, "overrides", {"settings": list(overrides)})
     if not any(row["event"] == "data accepted" for row in folder.read_jsonl("ledger.jsonl")):
@@ -256,6 +267,7 @@ def _environment(checked: Checked, bench: Bench, command: str) -> dict[str, Any]
         "model": dataclasses.asdict(checked.loaded.info),
         "files": checked.inputs.files,
         "score_batch_noise": _score_noise(bench, checked.loaded),
+        "generation": described(checked.config),
         "started": bench.run.read_json("status.json")["started"],
     }
     return describe_environment() | facts

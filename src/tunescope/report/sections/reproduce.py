@@ -23,6 +23,8 @@ def section(run: RunSource, words: Words) -> Section:
         "meaning": words("reproduce.meaning"),
         "command": str(found.get("command") or ""),
         "machine": _machine(run, words),
+        "answered": (answered := _answered(run, words)),
+        "places": words("reproduce.places") if answered and len({row[1].text for row in answered.rows}) > 1 else "",
         "hashes": _pairs(words("reproduce.hashes"), found.get("files"), words("reproduce.file"), "sha256", words),
         "packages": _pairs(
             words("reproduce.packages"),
@@ -82,6 +84,21 @@ def _speedup(measured: object, words: Words) -> str | None:
     except (TypeError, KeyError, ZeroDivisionError):
         return None
     return words("reproduce.speedup", ratio=words.number(ratio, 2))
+
+
+def _answered(run: RunSource, words: Words) -> Table | None:
+    """Who generated the free answers of each arm; nothing where no server was set."""
+    if not run.environment.get("generation"):
+        return None
+    counts: dict[tuple[str, str], int] = {}
+    for sample in run.samples:
+        for arm, given in sample.answers.items() if sample.role != "guard" else ():
+            if given.get("probabilities") is None:
+                key = (arm, given.get("answered_by") or words("reproduce.here"))
+                counts[key] = counts.get(key, 0) + 1
+    body = [[Cell(arm), Cell(by, css="mono"), Cell(words.count(n))] for (arm, by), n in counts.items()]
+    head = [words(f"reproduce.{name}") for name in ("arm", "by", "answers")]
+    return Table(words("reproduce.answered"), head, body) if body else None
 
 
 def _git(git: Mapping[str, Any], words: Words) -> str:

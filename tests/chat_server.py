@@ -28,9 +28,16 @@ def answer(text: Any, **more: Any) -> Reply:
 
 
 class ChatServer:
-    """Answers each request with what `reply` makes of its number (from 0) and its last message; keeps what it was sent."""
+    """Answers each request with what `reply` makes of its number (from 0) and its last message; keeps what it was sent.
 
-    def __init__(self, reply: Callable[[int, str], Reply]) -> None:
+    A request without a question, for the list of models, gets `at_knock`.
+    """
+
+    def __init__(
+        self, reply: Callable[[int, str], Reply], *, at_knock: Reply = Reply(b'{"object": "list", "data": []}')
+    ) -> None:
+        self.at_knock = at_knock
+        self.knocks: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
@@ -40,6 +47,10 @@ class ChatServer:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.knocks.append(self.path)
+                self.send(outer.at_knock)
+
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
