@@ -33,6 +33,7 @@ GROUPS = [
     config.SearchSettings,
     config.TagSettings,
     config.EngineSettings,
+    config.RaySettings,
     config.EvaluationSettings,
     config.BusinessSettings,
     config.GateSettings,

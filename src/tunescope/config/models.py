@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tunescope.config.demonstrations import DemonstrationSettings
-from tunescope.config.engine import EngineSettings
+from tunescope.config.engine import EngineChoice, EngineSettings
 from tunescope.config.knowledge import KnowledgeSettings
 from tunescope.config.layer_map import MapSettings
 from tunescope.config.replay import ReplaySettings
@@ -351,7 +351,7 @@ class Config(Settings):
     map: MapSettings = Field(MapSettings(), validate_default=True)
     knowledge: KnowledgeSettings = KnowledgeSettings()
     replay: ReplaySettings = ReplaySettings()
-    engine: EngineSettings = EngineSettings()
+    engine: EngineChoice = EngineSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     business: BusinessSettings = BusinessSettings()
     gate: GateSettings = GateSettings()
