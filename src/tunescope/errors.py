@@ -10,7 +10,8 @@
     │   └── RunError               2   a run folder (not empty, newer schema, nothing to resume)
     ├── GateError                  3   a gate that the user set was not passed
     ├── ApprovalError              4   waiting for a person's approval
-    └── IntegrityError             5   a hash, ledger or checkpoint does not match
+    ├── IntegrityError             5   a hash, ledger or checkpoint does not match
+    └── WorkerError                1   another process of the same tuning is gone
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ class IntegrityError(TunescopeError):
     """A hash, a ledger or a checkpoint does not match what was recorded."""
 
     exit_code = 5
+
+
+class WorkerError(TunescopeError):
+    """Another process of the same tuning is gone, or does not answer."""
 
 
 def did_you_mean(name: str, allowed: Sequence[str], *, limit: int = 3) -> str:

@@ -49,8 +49,10 @@ def test_a_size_out_of_range_is_named(values: dict[str, object], name: str) -> N
         engine(**values)
 
 
-def test_by_default_states_are_kept() -> None:
-    assert engine().model_dump() == {
+def test_by_default_one_process_keeps_states() -> None:
+    assert engine().model_dump(exclude={"ray"}) == {
+        "backend": "local",
+        "checkpointing": False,
         "keep_states": True,
         "cache": None,
         "cache_bytes": 20_000_000_000,

@@ -34,6 +34,7 @@ GROUPS = [
     config.TagSettings,
     config.EngineSettings,
     config.GenerationSettings,
+    config.RaySettings,
     config.EvaluationSettings,
     config.BusinessSettings,
     config.GateSettings,

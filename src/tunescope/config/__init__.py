@@ -18,6 +18,7 @@ from tunescope.config.models import (
     SelectionSettings,
     TaskSettings,
 )
+from tunescope.config.ray import RaySettings
 from tunescope.config.replay import INSTRUCTION_POLICIES, ORDERS, ReplaySettings, TagSettings
 from tunescope.config.schema import json_schema, markdown
 from tunescope.config.search import SearchSettings
@@ -42,6 +43,7 @@ __all__ = [
     "MapSettings",
     "Metric",
     "QuestionFileSettings",
+    "RaySettings",
     "RegularisationSettings",
     "ReplaySettings",
     "SearchSettings",

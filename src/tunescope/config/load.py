@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tunescope.config import plain
+from tunescope.config.engine import spelled_out
 from tunescope.config.explain import explain
 from tunescope.config.models import Config
 from tunescope.config.plain import Location
@@ -115,6 +116,8 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(inner.get("tags"), dict):
             inner["tags"] = {k: absolute(v) if k == "file" else v for k, v in inner["tags"].items()}
         resolved["replay"] = inner
+    if "engine" in resolved:
+        resolved["engine"] = spelled_out(resolved["engine"])
     engine = resolved.get("engine")
     if isinstance(engine, dict):
         resolved["engine"] = {k: absolute(v) if k == "cache" else v for k, v in engine.items()}
@@ -136,6 +139,8 @@ def _apply_override(values: dict[str, Any], lines: dict[Location, int | str], ov
     if problems:
         return f"override {override!r}: {problems[0]}"
     parts: list[str | int] = [int(part) if part.isdecimal() else part for part in key.strip().split(".")]
+    if parts == ["engine"] and isinstance(value, str):
+        parts = ["engine", "backend"]  # the short form changes where it runs, and nothing else that was set
     target: Any = values
     for part in parts[:-1]:
         if isinstance(target, dict):

@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tunescope.config.demonstrations import DemonstrationSettings
-from tunescope.config.engine import EngineSettings
+from tunescope.config.engine import EngineChoice, EngineSettings
 from tunescope.config.evaluation import EvaluationSettings
 from tunescope.config.generation import GenerationSettings
 from tunescope.config.knowledge import KnowledgeSettings
@@ -319,7 +319,7 @@ class Config(Settings):
     map: MapSettings = Field(MapSettings(), validate_default=True)
     knowledge: KnowledgeSettings = KnowledgeSettings()
     replay: ReplaySettings = ReplaySettings()
-    engine: EngineSettings = EngineSettings()
+    engine: EngineChoice = EngineSettings()
     evaluation: EvaluationSettings = Field(EvaluationSettings(), validate_default=True)
     generation: GenerationSettings = GenerationSettings()
     business: BusinessSettings = BusinessSettings()

@@ -24,9 +24,11 @@ from tunescope.engine.stream import Filled, StreamedStates, check_tail, fill
 from tunescope.engine.terms import L2SP, KLToBase, Term
 from tunescope.engine.tuner import Recipe, Tuner, load_weights, pieces, scheduled
 from tunescope.engine.weights import attach, check_fits, save, weight_bytes
+from tunescope.engine.workers import ALONE, Workers, join_workers
 from tunescope.engine.worthwhile import must_stream, worth_caching
 
 __all__ = [
+    "ALONE",
     "CANDIDATES",
     "L2SP",
     "ActivationCache",
@@ -47,6 +49,7 @@ __all__ = [
     "Tuner",
     "Watch",
     "Widths",
+    "Workers",
     "asserts_backward_stops",
     "attach",
     "base_entries",
@@ -59,6 +62,7 @@ __all__ = [
     "default_root",
     "describe",
     "fill",
+    "join_workers",
     "load_saved",
     "load_weights",
     "must_stream",

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from tunescope.data import Encoded
 from tunescope.engine.checkpoint import read_tensors, write_tensors
+from tunescope.engine.divide import own_passes
+from tunescope.engine.fsdp import agreed_states, gathered, is_cut
 from tunescope.engine.memory import halving
 from tunescope.engine.moving import Moving
 from tunescope.engine.tuner import Tuner, load_weights
-from tunescope.errors import IntegrityError, TunescopeError
+from tunescope.errors import IntegrityError, TunescopeError, WorkerError
 from tunescope.models import KeptStates, mean_losses
 from tunescope.runs.records import StepRecord
 
@@ -64,11 +69,14 @@ class Fit:
     After the last record the model holds the weights of the best check. With a folder it writes ``checkpoint.safetensors`` and
     ``best.safetensors`` there at every check and continues from them: records then start after the checkpoint's step.
 
+    With several processes all of them run it, with the same folder; the one with rank 0 writes and all read. A checkpoint does not depend on how
+    many they are, so that one run may go on with another number of them.
+
     Args:
         tuner: at step 0, or where it was restored.
         checks: when to look at the held-out examples.
         folder: for checkpoints, or None.
-        should_stop: asked after every step; if True a checkpoint is written and KeyboardInterrupt raised.
+        should_stop: asked after every step; if True, on any process, a checkpoint is written and KeyboardInterrupt raised.
     """
 
     def __init__(
@@ -86,9 +94,15 @@ class Fit:
         self.outcome: Outcome | None = None
         self._best: dict[str, Any] = {"loss": None, "step": 0, "without_gain": 0, "finished": False}
         self._best_weights: dict[str, Any] | None = None
-        if folder is not None and (folder / "checkpoint.safetensors").is_file():
-            tensors, facts = read_tensors(folder / "checkpoint.safetensors")
-            tuner.restore(tensors, facts)
+        tuner.workers.agreed(self._restore)
+        tuner.workers.check_same(
+            f"the checkpoint that was found in {folder}", json.dumps([tuner.step, self._best], sort_keys=True)
+        )
+
+    def _restore(self) -> None:
+        if self.folder is not None and (self.folder / "checkpoint.safetensors").is_file():
+            tensors, facts = read_tensors(self.folder / "checkpoint.safetensors")
+            self.tuner.restore(tensors, facts)
             self._best = facts["best"]
 
     def __iter__(self) -> Iterator[StepRecord]:
@@ -106,7 +120,7 @@ class Fit:
                 self._save()
             else:
                 yield record
-            if self.should_stop() and not self._best["finished"]:
+            if self.tuner.workers.any(self.should_stop()) and not self._best["finished"]:
                 self._save()
                 raise KeyboardInterrupt
         self._load_best()
@@ -125,11 +139,11 @@ class Fit:
         best = self._best["loss"]
         if best is None or loss < best:
             self._best |= {"loss": loss, "step": record.step, "without_gain": 0}
-            weights = {f"weight.{name}": p.detach().cpu().clone() for name, p in self.tuner.moving.parameters.items()}
+            weights = {f"weight.{name}": p.detach() for name, p in self.tuner.moving.parameters.items()}
             if self.folder is None:
-                self._best_weights = weights
+                self._best_weights = {name: (p if is_cut(p) else p.cpu()).clone() for name, p in weights.items()}
             else:
-                write_tensors(self.folder / "best.safetensors", weights, {"step": record.step})
+                self._write("best.safetensors", gathered(weights, self.tuner.workers), {"step": record.step})
         else:
             self._best["without_gain"] += 1
         return replace(record, validation_loss=loss)
@@ -137,11 +151,19 @@ class Fit:
     def _save(self) -> None:
         if self.folder is not None:
             tensors, facts = self.tuner.state()
-            write_tensors(self.folder / "checkpoint.safetensors", tensors, facts | {"best": self._best})
+            self._write("checkpoint.safetensors", tensors, facts | {"best": self._best})
+
+    def _write(self, name: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        """Rank 0 writes, and nobody goes on before the file is there."""
+        path, workers = (self.folder or Path()) / name, self.tuner.workers
+        workers.agreed(lambda: write_tensors(path, tensors, facts) if workers.main else None)
 
     def _load_best(self) -> None:
         if self._best["loss"] is None or self._best["step"] == self.tuner.step:
             return
+        self.tuner.workers.agreed(self._read_best)
+
+    def _read_best(self) -> None:
         if self.folder is not None:
             tensors, facts = read_tensors(self.folder / "best.safetensors")
             if facts.get("step") != self._best["step"] or set(tensors) != {
@@ -164,25 +186,38 @@ def validation_loss(
 ) -> float:
     """Returns the mean loss per target token over the held-out examples, each example counting the same, in nats.
 
+    Several processes divide the examples and all get the mean over all of them.
+
     Args:
         moving: the prepared model.
         checks: the held-out examples.
         states: states at the lowest moving block, as for `Tuner`.
         note: called with a line for the user where memory is short.
     """
-    losses, _ = halving(
-        lambda batch_tokens: mean_losses(
+    workers, rows = moving.workers, checks.validation
+
+    def losses_of(batch_tokens: int) -> NDArray[np.float64]:
+        own = own_passes(rows, batch_tokens, workers)
+        found = mean_losses(
             moving.model,
-            checks.validation,
-            batch_tokens=batch_tokens,
+            rows,
             cut=moving.selection.lowest_layer,
-            kept=states,
+            kept=agreed_states(states, workers),
             compute=moving.compute,
-        ),
+            batches=[one.rows for one in own],
+        )
+        counted = np.zeros(len(rows), dtype=bool)
+        counted[[i for one in own if not one.idle for i in one.rows]] = True
+        return np.where(counted, found, 0.0)
+
+    losses, _ = halving(
+        lambda batch_tokens: workers.together(lambda: losses_of(batch_tokens)),
         checks.batch_tokens,
-        tokens=max(len(row) for row in checks.validation),
-        note=lambda text: note(f"held-out check: {text}"),
+        tokens=max(len(row) for row in rows),
+        note=lambda text: note(f"held-out check: {text}") if workers.main else None,
     )
+    if not workers.alone:
+        losses = workers.sum_(torch.from_numpy(losses).to(workers.device)).cpu().numpy()
     return float(np.mean(losses))
 
 
@@ -255,6 +290,8 @@ def race(
                 if record.step == n_steps:
                     break
             loss = validation_loss(tuner.moving, checks, states=tuner.states, note=tuner.note)
+        except WorkerError:
+            raise
         except TunescopeError:  # it diverged; if anything else is wrong, the run itself will say so
             loss = float("inf")
         losses[rate] = loss if np.isfinite(loss) else float("inf")

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from tunescope.engine.adapters import fused_lora, plain_lora_layers
+from tunescope.engine.fsdp import check_shardable, is_cut, local, shard_blocks_
 from tunescope.engine.sparse import check_mask, merge_, module_path, sparse_layers, with_sparse, without_index_checks
+from tunescope.engine.workers import ALONE, Workers
 from tunescope.errors import ModelError, TunescopeError, did_you_mean
 from tunescope.models import PARTS, Family, bare, block_index, blocks, canonical_name, family_of
 from tunescope.runs.records import Selection
@@ -28,12 +30,14 @@ class Moving:
         selection: what moves, with its numbers filled in.
         parameters: name -> weight, in a fixed order; float32. For sparse entries (n_entries,) changes of the weights, from 0.
         dtype: number format of everything else, and of inference.
+        workers: the processes that tune it together.
     """
 
     model: Any
     selection: Selection
     parameters: dict[str, nn.Parameter]
     dtype: torch.dtype
+    workers: Workers = ALONE
 
     @cached_property
     def _lora_layers(self) -> list[Any]:
@@ -65,6 +69,7 @@ def prepare(
     lora_alpha: float = 16,
     seed: int = 0,
     mask: Mask | None = None,
+    workers: Workers = ALONE,
 ) -> Moving:
     """Makes the selected weights movable.
 
@@ -78,13 +83,16 @@ def prepare(
         lora_alpha: LoRA scale.
         seed: of the adapter's initial values.
         mask: the entries that may move, for method ``sparse`` alone; the selection comes from it (`select.selection_of`).
+        workers: the processes that tune together, each of which prepares the same model in the same way (`join_workers`). With sharding
+            ``fsdp2`` the blocks are cut over them, and the model then runs in the engine alone.
 
     Returns:
         The prepared model; `Moving.selection` carries the counts.
 
     Raises:
         ModelError: a block or a part does not exist in this model, or the mask does not fit it.
-        IntegrityError: the mask is another one than that of the selection.
+        ConfigError: the method and the sharding do not go together.
+        IntegrityError: the mask is another one than that of the selection; or the processes do not hold the same weights.
 
     Example:
         >>> from tunescope.models import FAMILIES
@@ -96,6 +104,7 @@ def prepare(
     """
     check_selection(selection, n_layers=len(blocks(model)))
     check_mask(model, family, selection, mask)
+    check_shardable(selection.method, workers)
     dtype = next(model.parameters()).dtype
     total = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
     torch.manual_seed(seed)
@@ -105,6 +114,12 @@ def prepare(
         model = with_sparse(model, family, mask)
     else:
         _free_weights(model, family, selection)
+    workers.check_same(
+        "what is prepared", repr([(n, tuple(p.shape), p.requires_grad) for n, p in model.named_parameters()])
+    )
+    workers.check_equal("the base model", {n: p for n, p in model.named_parameters() if not p.is_meta})
+    if workers.sharded:
+        shard_blocks_(model, workers)
     parameters = {canonical_name(n, family): p for n, p in model.named_parameters() if p.requires_grad}
     if mask is not None:
         # A checkpoint of another mask may have the same shapes; under these names it is refused.
@@ -116,7 +131,7 @@ def prepare(
         total_parameters=total,
         lowest_layer=-1 if selection.whole_model else min(indices),
     )
-    return Moving(model, filled, parameters, dtype)
+    return Moving(model, filled, parameters, dtype, workers)
 
 
 def check_selection(selection: Selection, *, n_layers: int) -> None:
@@ -189,7 +204,7 @@ class Watch:
 
     def __init__(self, moving: Moving) -> None:
         self._moving = moving
-        self._start = {name: p.detach().clone() for name, p in moving.parameters.items()}
+        self._start = {name: local(p.detach()).clone() for name, p in moving.parameters.items()}
         planned = {id(p) for p in moving.parameters.values()}
         self._frozen = [(n, p, p._version) for n, p in moving.model.named_parameters() if id(p) not in planned]
 
@@ -199,7 +214,9 @@ class Watch:
         Raises:
             TunescopeError: a planned weight did not move, or a frozen one did.
         """
-        still = [name for name, p in self._moving.parameters.items() if torch.equal(p.detach(), self._start[name])]
+        found = [not torch.equal(local(p.detach()), self._start[name]) for name, p in self._moving.parameters.items()]
+        moved = self._moving.workers.sum_(torch.tensor(found, dtype=torch.float32, device=self._moving.workers.device))
+        still = [name for name, count in zip(self._start, moved.tolist(), strict=True) if not count]
         touched = [name for name, p, version in self._frozen if p._version != version or p.grad is not None]
         if still:
             raise TunescopeError(
@@ -242,11 +259,17 @@ def to_inference(moving: Moving) -> Any:
 
     LoRA matrices stay in float32, as PEFT loads them; moved weights go back to `Moving.dtype`; changes of sparse entries are added to
     the weights, which gives the same bits as adding them in every pass.
+
+    A model whose blocks are cut over processes (sharding ``fsdp2``) stays so: its weights are rounded, and `save` makes a model of them.
     """
     if moving.selection.method == "weights":
         for parameter in moving.parameters.values():
             # Not model.to(): it would round the rotary frequencies too, which are float32 in a loaded model.
-            parameter.data = parameter.data.to(moving.dtype)
+            if is_cut(parameter):
+                # FSDP holds on to its tensor; a part of a model does not run, so only the values count.
+                local(parameter.data).copy_(local(parameter.data).to(moving.dtype))
+            else:
+                parameter.data = parameter.data.to(moving.dtype)
     if moving.selection.method == "sparse":
         merge_(moving.model, family_of(bare(moving.model).config.model_type))
     moving.model.requires_grad_(False)

@@ -3,6 +3,9 @@
 A term is anything with the three members of `Term`. It adds its own gradient to that of the examples, in a pass of its own, so that
 the memory of both is never needed at once; clipping and AdamW then see the sum. What a term adds depends on the weights and the step
 alone, never on what came before, so that a continued run is the uninterrupted one bit by bit.
+
+With several processes (`Moving.workers`) what they add is summed, the gradients as well as the values. So each adds its part: that of some of the
+rows, or that of some of the weights.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ import contextlib
 import copy
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +23,14 @@ from torch import nn
 from torch.nn import functional
 
 from tunescope.data import Encoded
+from tunescope.engine.divide import Pass, n_targets, own_passes
+from tunescope.engine.fsdp import agreed_states, cut_like, is_cut, local, whole
 from tunescope.engine.moving import Moving, asserts_backward_stops
 from tunescope.errors import ConfigError, DataError
 from tunescope.models import KeptStates, backward_from_head, bare, head_logits, length_batches, predicting_states
 
 _ADAPTER = "default"
+Moved = TypeVar("Moved", bound=tuple[Any, ...])
 _ORDER = 0x4B4C  # keeps the order of the rows apart from that of the training examples under the same seed
 
 
@@ -46,7 +52,7 @@ class Term(Protocol):
             step: from 0.
 
         Returns:
-            What the term adds to the loss, () and without a graph, in nats.
+            What the term adds to the loss, () and without a graph, in nats; with several processes the part of this one.
         """
 
 
@@ -88,6 +94,7 @@ class L2SP:
 
     def __init__(self, moving: Moving, strength: float) -> None:
         self._strength = _checked(self.name, strength)
+        self._workers = moving.workers
         self._adapters = _adapters(moving.model) if moving.selection.method == "lora" else []
         self._pairs: list[tuple[nn.Parameter, torch.Tensor | None]] = []
         if moving.selection.method == "sparse":
@@ -104,17 +111,26 @@ class L2SP:
     def add_gradient(self, step: int) -> torch.Tensor:
         """Adds strength * distance to the gradients; see `Term.add_gradient`."""
         squares = []
-        for a, b, scale in self._adapters:
+        for a, b, scale in self._own(self._adapters):
             factor = self._strength * scale**2
-            gram_a, gram_b = a @ a.T, b.T @ b
-            squares.append(scale**2 * (gram_a * gram_b).sum())
-            _add_(b, b @ gram_a, factor)
-            _add_(a, gram_b @ a, factor)
-        for weight, base in self._pairs:
-            distance = weight.detach() if base is None else weight.detach() - base
+            all_a, gram_b, copies = whole(a.detach()), local(b).T @ local(b), 1
+            if is_cut(b):
+                gram_b, copies = self._workers.sum_(gram_b), self._workers.world_size
+            gram_a = all_a @ all_a.T
+            squares.append(scale**2 * (gram_a * gram_b).sum() / copies)
+            _add_(b, local(b) @ gram_a, factor)
+            _add_(a, local(cut_like(a, gram_b @ all_a)), factor)
+        for weight, base in self._own(self._pairs):
+            distance = local(weight.detach()) if base is None else local(weight.detach()) - base
             squares.append(distance.square().sum())
             _add_(weight, distance, self._strength)
-        return torch.stack(squares).sum() * (self._strength / 2)
+        return torch.stack(squares or [torch.zeros(())]).sum() * (self._strength / 2)
+
+    def _own(self, found: Sequence[Moved]) -> Iterator[Moved]:
+        """What this process adds for: its part of what is cut, and of the rest what no other adds for."""
+        for i, entry in enumerate(found):
+            if is_cut(entry[0]) or i % self._workers.world_size == self._workers.rank:
+                yield entry
 
 
 class KLToBase:
@@ -177,7 +193,7 @@ class KLToBase:
             )
         self._moving = moving
         self._rows = rows
-        self._kept = states
+        self._kept = agreed_states(states, moving.workers)
         self._batches = length_batches([len(row) for row in rows], batch_tokens=batch_tokens, max_rows=max_rows)
         self._seed = seed
         digest = hashlib.sha256(repr([(r.prompt_ids, r.target_ids) for r in rows]).encode()).hexdigest()
@@ -192,9 +208,11 @@ class KLToBase:
         if moving.selection.whole_model:
             head = bare(moving.model).get_output_embeddings()
             self._head = copy.deepcopy(head).to(moving.dtype).requires_grad_(False)
+        self._n_targets = [n_targets([rows[i] for i in batch]) for batch in self._batches]
+        self._passes = [self._own_rows(batch) for batch in self._batches]
         adapted = moving.selection.method in ("lora", "sparse")
         with torch.no_grad(), moving.model.disable_adapter() if adapted else contextlib.nullcontext():
-            self._states = [self._target_states(batch).detach() for batch in self._batches]
+            self._states = moving.workers.together(lambda: [self._target_states(one).detach() for one in self._passes])
 
     @property
     def memory_bytes(self) -> int:
@@ -206,22 +224,33 @@ class KLToBase:
         """Adds the gradient on one batch of the rows; all batches come once before any comes again. See `Term.add_gradient`."""
         turn, place = divmod(step, len(self._batches))
         chosen = int(np.random.default_rng([self._seed, _ORDER, turn]).permutation(len(self._batches))[place])
-        model = self._moving.model
+        model, one = self._moving.model, self._passes[chosen]
+        if not one.rows:
+            return torch.zeros(())
         with asserts_backward_stops(self._moving):
-            states = self._target_states(self._batches[chosen])
+            states = self._target_states(one)
         kept = self._states[chosen]
+        count = math.inf if one.idle else self._n_targets[chosen]
 
         def divergence(logits: torch.Tensor, where: slice) -> torch.Tensor:
             with torch.no_grad():
                 base = functional.log_softmax(head_logits(model, kept[where], head=self._head), -1)
             tuned = functional.log_softmax(logits, -1)
             apart = functional.kl_div(tuned, base, reduction="sum", log_target=True)
-            return self._strength * apart / len(states)
+            return self._strength * apart / count
 
         return backward_from_head(model, states, divergence, compute=self._moving.compute)
 
-    def _target_states(self, batch: Sequence[int]) -> torch.Tensor:
+    def _own_rows(self, batch: Sequence[int]) -> Pass:
+        """This process's share of a batch, in one pass; none where blocks are whole and there are too few rows."""
         rows = [self._rows[i] for i in batch]
+        found = own_passes(rows, sum(len(row) for row in rows), self._moving.workers)
+        return Pass([batch[i] for i in found[0].rows], found[0].idle) if found else Pass([])
+
+    def _target_states(self, one: Pass) -> torch.Tensor:
+        rows = [self._rows[i] for i in one.rows]
+        if not rows:
+            return torch.zeros(0)
         with self._moving.compute():
             cut = self._moving.selection.lowest_layer
             return predicting_states(self._moving.model, rows, cut=cut, kept=self._kept)[0]
@@ -247,12 +276,13 @@ def _adapters(model: Any) -> list[tuple[nn.Parameter, nn.Parameter, float]]:
 
 
 def _kept(weight: nn.Parameter, dtype: torch.dtype) -> torch.Tensor:
-    """A copy in the number format of the base model, from which a weight that has not moved was made without loss."""
-    copied = weight.detach().to(dtype, copy=True)
-    return copied if torch.equal(copied.float(), weight.detach()) else weight.detach().clone()
+    """A copy in the number format of the base model, from which a weight that has not moved was made without loss; of a cut one the part here."""
+    here = local(weight.detach())
+    copied = here.to(dtype, copy=True)
+    return copied if torch.equal(copied.float(), here) else here.clone()
 
 
 def _add_(weight: nn.Parameter, gradient: torch.Tensor, factor: float) -> None:
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
-    weight.grad.add_(gradient, alpha=factor)
+    local(weight.grad).add_(gradient, alpha=factor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,15 +13,18 @@ from typing import Any
 import torch
 
 from tunescope.data import Encoded, epoch_batches
+from tunescope.engine.divide import n_targets, own_passes
+from tunescope.engine.fsdp import agreed_states, clip_, cut_like, gathered, is_cut, put_
 from tunescope.engine.memory import halving
 from tunescope.engine.moving import Moving, Watch, asserts_backward_stops
 from tunescope.engine.regularise import base_entries, decay_entries_, smoothed_losses
 from tunescope.engine.terms import Term
 from tunescope.errors import ConfigError, DataError, IntegrityError, TunescopeError
-from tunescope.models import KeptStates, backward_from_head, passes, predicting_states
+from tunescope.models import KeptStates, backward_from_head, predicting_states
 from tunescope.runs.records import StepRecord
 
 _WATCHED_STEPS = 2
+_COMPARED_STEPS = 50  # after so many, and whenever they are saved, weights are compared between processes
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,9 @@ def pieces(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 class Tuner:
     """Moves the prepared weights over the examples; can be saved and continued at every step, bit by bit.
 
+    With several processes (`Moving.workers`) each of them makes a tuner of the same arguments and takes the same steps. The rows of a
+    step are divided over them and the gradients summed, so that a step is that of one process, but for rounding.
+
     Args:
         moving: the prepared model.
         examples: encoded training examples; or a function of the epoch (from 0) that gives as many each time, the same whenever it is
@@ -116,6 +123,7 @@ class Tuner:
     Attributes:
         step: optimiser steps done.
         batch_tokens: computed tokens per pass: that of the recipe, or less since memory was short.
+        workers: the processes that take the steps together, from `Moving.workers`.
         term_values: name of the term -> what it added to the loss of the last step, in nats. The loss in the records is without it.
 
     Raises:
@@ -146,8 +154,9 @@ class Tuner:
         self.recipe = recipe
         self.arm = arm
         self.terms = tuple(terms)
-        self.states = states
-        self.note = note
+        self.workers = moving.workers
+        self.states = agreed_states(states, moving.workers)
+        self.note = note if moving.workers.main else lambda text: None
         self.batch_tokens = recipe.batch_tokens
         self.term_values: dict[str, float] = {}
         self.step = 0
@@ -155,10 +164,7 @@ class Tuner:
         self._targets = [e.target_ids for e in self._examples]
         self._digest = hashlib.sha256(repr([(e.prompt_ids, e.target_ids) for e in self._examples]).encode()).hexdigest()
         self._parameters = list(moving.parameters.values())
-        matrices = [p for p in self._parameters if p.ndim >= 2]
-        others = [p for p in self._parameters if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self._optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.learning_rate)
+        self._optimizer = torch.optim.AdamW(_groups(self._parameters, recipe.weight_decay), lr=recipe.learning_rate)
         self._base_entries = base_entries(moving) if recipe.weight_decay else {}
         self._watch: Watch | None = None
 
@@ -179,11 +185,15 @@ class Tuner:
             A record after every step; `self.step` has already advanced.
 
         Raises:
-            TunescopeError: the loss or the gradient is not finite, or what moves is not what was planned.
+            TunescopeError: the loss or the gradient is not finite, or what moves is not what was planned; or another process failed.
+            IntegrityError: the processes do not have the same settings, examples or weights.
+            WorkerError: a process is gone.
         """
+        self.workers.check_same("what is tuned, and from which step on", json.dumps(self._facts(), sort_keys=True))
+        self._compare()
         while self.step < self.total_steps:
             epoch, place = divmod(self.step, self.steps_per_epoch)
-            rows = self._rows(epoch)
+            rows = self.workers.agreed(lambda epoch=epoch: self._rows(epoch))  # type: ignore[misc]
             batches = epoch_batches(
                 [len(row) for row in rows], batch_size=self.recipe.batch_size, seed=self.recipe.seed, epoch=epoch
             )
@@ -209,14 +219,16 @@ class Tuner:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         loss, self.batch_tokens = halving(
-            lambda batch_tokens: self._add_gradients(rows, batch_tokens),
+            lambda batch_tokens: self.workers.together(lambda: self._add_gradients(rows, batch_tokens)),
             self.batch_tokens,
             tokens=max(len(row) for row in rows),
             undo=lambda: self._optimizer.zero_grad(set_to_none=True),
             note=lambda text: self.note(f"arm {self.arm}, step {self.step + 1}: {text}"),
         )
-        added = {term.name: term.add_gradient(self.step) for term in self.terms}
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.max_grad_norm)
+        added = self._add_terms()
+        if not self.workers.alone:
+            loss, added = self._summed(loss, added)
+        norm = clip_(self._parameters, self.recipe.max_grad_norm, self.workers)
         if not all(torch.isfinite(value) for value in (loss, norm, *added.values())):
             self._optimizer.zero_grad(set_to_none=True)  # another tuner may go on with these weights
             raise TunescopeError(
@@ -233,6 +245,8 @@ class Tuner:
         if self.step == _WATCHED_STEPS and self._watch is not None:
             self._watch.check()
             self._watch = None
+        if self.step % _COMPARED_STEPS == 0 or self.step == self.total_steps:
+            self._compare()
         return StepRecord(
             arm=self.arm,
             step=self.step,
@@ -241,19 +255,19 @@ class Tuner:
             learning_rate=rate,
             grad_norm=float(norm),
             tokens=sum(len(row) for row in rows),
-            target_tokens=_n_targets(rows),
+            target_tokens=n_targets(rows),
             seconds=time.perf_counter() - started,
         )
 
     def _add_gradients(self, rows: Sequence[Encoded], batch_tokens: int) -> torch.Tensor:
-        """Adds the gradient of the mean loss over all targets of a step to ``grad``, pass by pass; returns the loss, ()."""
-        n_targets = _n_targets(rows)
+        """Adds this process's part of the gradient of the mean loss over all targets of a step to ``grad``; returns its part of the loss, ()."""
+        count = n_targets(rows)
         loss = torch.zeros((), device=self._parameters[0].device)
-        for chosen in passes(rows, batch_tokens):
-            loss += self._add_gradient([rows[i] for i in chosen], n_targets)
+        for one in own_passes(rows, batch_tokens, self.workers):
+            loss += self._add_gradient([rows[i] for i in one.rows], math.inf if one.idle else count)
         return loss
 
-    def _add_gradient(self, rows: Sequence[Encoded], n_targets: int) -> torch.Tensor:
+    def _add_gradient(self, rows: Sequence[Encoded], count: float) -> torch.Tensor:
         compute = self.moving.compute
         with compute(), asserts_backward_stops(self.moving):
             states, targets, _ = predicting_states(
@@ -267,19 +281,49 @@ class Tuner:
 
         def share(logits: torch.Tensor, where: slice) -> torch.Tensor:
             plain, wanted = smoothed_losses(logits, targets[where], smoothing=self.recipe.label_smoothing)
-            shown.add_(plain.detach().sum() / n_targets)
-            return wanted.sum() / n_targets
+            shown.add_(plain.detach().sum() / count)
+            return wanted.sum() / count
 
         backward_from_head(self.moving.model, states, share, compute=compute)
         return shown
 
+    def _add_terms(self) -> dict[str, torch.Tensor]:
+        if not self.terms:
+            return {}
+        return self.workers.together(lambda: {term.name: term.add_gradient(self.step) for term in self.terms})
+
+    def _summed(
+        self, loss: torch.Tensor, added: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Sums gradients, losses and terms over the processes; those of cut weights were summed in the backward pass."""
+        plain = [p for p in self._parameters if not is_cut(p)]
+        numbers = [loss, *added.values(), *(torch.tensor(float(p.grad is not None)) for p in plain)]
+        sums = self.workers.sum_(torch.stack([n.detach().double().to(self.workers.device) for n in numbers]))
+        has_gradient = sums[len(numbers) - len(plain) :].tolist()
+        self.workers.sum_gradients_([p for p, count in zip(plain, has_gradient, strict=True) if count])
+        return sums[0], dict(zip(added, sums[1:], strict=False))
+
+    def _compare(self) -> None:
+        weights = {name: p for name, p in self.moving.parameters.items() if not is_cut(p)}
+        self.workers.check_equal(f"arm {self.arm}, weights after step {self.step}", weights)
+
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Returns everything needed to continue: tensors and plain facts."""
+        """Returns everything needed to continue, for any number of processes: tensors and plain facts.
+
+        All processes have to call it; the one that writes files gets the tensors, the others none.
+
+        Raises:
+            IntegrityError: the processes do not have the same weights.
+        """
+        self._compare()
         tensors: dict[str, torch.Tensor] = {f"weight.{name}": p for name, p in self.moving.parameters.items()}
         for name, parameter in self.moving.parameters.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
-        return tensors, {
+        return gathered(tensors, self.workers), self._facts()
+
+    def _facts(self) -> dict[str, Any]:
+        return {
             "step": self.step,
             "batch_tokens": self.batch_tokens,
             "arm": self.arm,
@@ -295,7 +339,7 @@ class Tuner:
             IntegrityError: the state belongs to another arm, recipe, selection, rank, or to other terms or examples.
         """
         batch_tokens = facts.get("batch_tokens", self.batch_tokens)  # may have become less on the way
-        mine = self.state()[1] | {"step": facts["step"], "batch_tokens": batch_tokens}
+        mine = self._facts() | {"step": facts["step"], "batch_tokens": batch_tokens}
         saved = {name.removeprefix("weight."): t.shape for name, t in tensors.items() if name.startswith("weight.")}
         shapes = {name: p.shape for name, p in self.moving.parameters.items()}
         if {key: facts.get(key) for key in mine} | {"batch_tokens": batch_tokens} != mine or saved != shapes:
@@ -303,7 +347,7 @@ class Tuner:
         load_weights(self.moving, tensors)
         for name, parameter in self.moving.parameters.items():
             state = {
-                key: tensors[f"optimizer.{key}.{name}"].clone().to("cpu" if key == "step" else parameter.device)
+                key: _like(parameter, key, tensors[f"optimizer.{key}.{name}"])
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"optimizer.{key}.{name}" in tensors
             }
@@ -312,13 +356,20 @@ class Tuner:
         self.step, self.batch_tokens = facts["step"], batch_tokens
 
 
-def _n_targets(rows: Sequence[Encoded]) -> int:
-    """Tokens of some rows with a loss; nothing predicts a first token."""
-    return sum(len(row.target_ids) - (not row.prompt_ids) for row in rows)
+def _groups(parameters: Sequence[torch.Tensor], weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay and others do not; weights that are cut and whole ones do not mix in one update."""
+    groups: dict[tuple[bool, bool], list[torch.Tensor]] = {}
+    for parameter in parameters:
+        groups.setdefault((parameter.ndim < 2, is_cut(parameter)), []).append(parameter)
+    return [{"params": groups[key], "weight_decay": 0.0 if key[0] else weight_decay} for key in sorted(groups)]
+
+
+def _like(parameter: torch.Tensor, key: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A part of the optimiser's state, where and as AdamW keeps it for a parameter."""
+    return tensor.clone() if key == "step" else cut_like(parameter, tensor.clone().to(parameter.device))
 
 
 def load_weights(moving: Moving, tensors: dict[str, torch.Tensor]) -> None:
     """Copies ``weight.*`` tensors into the moving weights."""
-    with torch.no_grad():
-        for name, parameter in moving.parameters.items():
-            parameter.copy_(tensors[f"weight.{name}"])
+    for name, parameter in moving.parameters.items():
+        put_(parameter, tensors[f"weight.{name}"])

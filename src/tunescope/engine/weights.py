@@ -8,8 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tunescope.engine.base import check_base, write_base
 from tunescope.engine.checkpoint import read_tensors, write_tensors
+from tunescope.engine.fsdp import gathered
 from tunescope.engine.moving import Moving, check_selection
 from tunescope.engine.sparse import without_index_checks, write_adapter
 from tunescope.errors import IntegrityError, ModelError, RunError
@@ -21,6 +24,8 @@ _CHANGED = "changed.safetensors"
 
 def save(moving: Moving, tokenizer: Any, folder: Path, *, card: str, base: str, base_sha256: str | None = None) -> int:
     """Writes what was tuned: a PEFT adapter, the whole model (all weights), or the changed tensors.
+
+    With several processes all of them call it, and the one with rank 0 writes.
 
     Args:
         moving: after `to_inference`.
@@ -36,6 +41,38 @@ def save(moving: Moving, tokenizer: Any, folder: Path, *, card: str, base: str, 
     Raises:
         RunError: the weights cannot be written, as on a full disk.
     """
+    workers = moving.workers
+    tensors = gathered(_to_save(moving), workers) if workers.sharded else None
+    size = workers.agreed(
+        lambda: (
+            _write(moving, tokenizer, folder, tensors, card=card, base=base, base_sha256=base_sha256)
+            if workers.main
+            else 0
+        )
+    )
+    return int(workers.sum_(torch.tensor(size, device=workers.device)))
+
+
+def _to_save(moving: Moving) -> dict[str, torch.Tensor]:
+    """What is written of a model whose blocks are cut over processes, under the names of the model; in the number format of inference."""
+    if moving.selection.method == "lora":
+        return {name: p for name, p in moving.model.named_parameters() if "lora_" in name}
+    if moving.selection.whole_model:
+        return {name: tensor.to(moving.dtype) for name, tensor in bare(moving.model).state_dict().items()}
+    return {name: p.detach().to(moving.dtype) for name, p in moving.parameters.items()}
+
+
+def _write(
+    moving: Moving,
+    tokenizer: Any,
+    folder: Path,
+    tensors: dict[str, torch.Tensor] | None,
+    *,
+    card: str,
+    base: str,
+    base_sha256: str | None,
+) -> int:
+    """Writes the folder; `tensors` where the model holds parts of them alone."""
     from safetensors import SafetensorError
 
     scratch = folder.with_name(f".{folder.name}.part")
@@ -47,14 +84,14 @@ def save(moving: Moving, tokenizer: Any, folder: Path, *, card: str, base: str, 
                 config.base_model_name_or_path = base
                 config.inference_mode = True
             # Without save_embedding_layers=False PEFT asks the hub whether the vocabulary of the base model changed.
-            moving.model.save_pretrained(scratch, save_embedding_layers=False)
+            moving.model.save_pretrained(scratch, save_embedding_layers=False, state_dict=tensors)
         elif moving.selection.method == "sparse":
             write_adapter(moving.model, family_of(bare(moving.model).config.model_type), scratch, base=base)
         elif moving.selection.whole_model:
-            bare(moving.model).save_pretrained(scratch)
+            bare(moving.model).save_pretrained(scratch, state_dict=tensors)
             tokenizer.save_pretrained(scratch)
         else:
-            write_tensors(scratch / _CHANGED, dict(moving.parameters), {"base": base})
+            write_tensors(scratch / _CHANGED, dict(moving.parameters) if tensors is None else tensors, {"base": base})
         (scratch / "selection.json").write_text(json.dumps(moving.selection.to_dict(), indent=1))
         if base_sha256 is not None:
             write_base(scratch, name=base, sha256=base_sha256)
@@ -233,8 +270,6 @@ def _attach_adapter(loaded: Loaded, folder: Path) -> Any:
 
 
 def _attach_changed(loaded: Loaded, folder: Path) -> Any:
-    import torch
-
     own = {canonical_name(n, loaded.family): p for n, p in loaded.model.named_parameters()}
     changed = _read_changed(loaded, folder)
     check_base(loaded, folder)

@@ -115,6 +115,8 @@ def backward_from_head(
         total += found.detach()
         if leaf.grad is not None:
             gradients.append(leaf.grad)
-    if gradients:
-        states.backward(torch.cat(gradients))
+    if (
+        states.requires_grad
+    ):  # without a target too: where blocks are cut over processes, all of them run the same passes
+        states.backward(torch.cat(gradients) if gradients else torch.zeros_like(states))
     return total

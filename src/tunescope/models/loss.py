@@ -89,6 +89,7 @@ def mean_losses(
     cut: int = 0,
     kept: KeptStates | None = None,
     compute: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    batches: Sequence[Sequence[int]] | None = None,
 ) -> NDArray[np.float64]:
     """Returns each row's mean loss per target token; rows are packed, and a common beginning is computed once.
 
@@ -99,12 +100,14 @@ def mean_losses(
         cut: as for `predicting_states`.
         kept: states at the cut.
         compute: what the forward pass runs in, such as autocast.
+        batches: numbers of the rows of each pass, in the place of passes of `batch_tokens`.
 
     Returns:
-        (n_rows,) in nats per token; NaN for a row without a token that anything predicts.
+        (n_rows,) in nats per token; NaN for a row without a token that anything predicts, 0 for one in none of the `batches`.
     """
     result = np.zeros(len(rows))
-    for batch in passes(rows, batch_tokens):
+    for chosen in passes(rows, batch_tokens) if batches is None else batches:
+        batch = list(chosen)
         with compute():
             states, targets, owners = predicting_states(model, [rows[i] for i in batch], cut=cut, kept=kept)
             losses = target_losses(model, states, targets)

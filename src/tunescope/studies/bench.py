@@ -12,6 +12,7 @@ from tunescope.data import ChatFormat, Example
 from tunescope.models import Loaded, Located
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Role
+from tunescope.studies.cluster import Cluster
 from tunescope.studies.demonstrations import encode_training
 from tunescope.studies.inputs import GUARD, Inputs
 
@@ -29,6 +30,7 @@ class Bench:
         chat: chat format of the tokenizer.
         device: torch device.
         run: the run folder.
+        cluster: where independent pieces are done; None = one after the other in this process.
     """
 
     config: Config
@@ -37,6 +39,7 @@ class Bench:
     chat: ChatFormat
     device: str
     run: RunFolder
+    cluster: Cluster | None = None
 
     def load(self) -> Loaded:
         """Returns a fresh copy of the base model."""

@@ -19,6 +19,7 @@ from tunescope.studies.arms import tune_arm
 from tunescope.studies.bench import TUNED, remove_scratch
 from tunescope.studies.conclude import write_results
 from tunescope.studies.machine import release_memory
+from tunescope.studies.many_runs import Run, alone, do_runs
 from tunescope.studies.measure import measure_arm
 from tunescope.studies.progress import Progress, Silent
 from tunescope.studies.serving import check_serving
@@ -50,7 +51,7 @@ def run(
     command: str = "",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Tunes what every score chooses, with every seed, and compares on the same examples.
+    """Tunes what every score chooses, with every seed, and compares on the same examples; with ``engine: ray`` a run per score and seed at once.
 
     The controls `random` (drawn anew for every seed) and `top-third` are tuned once per seed, beside the first score, with as many
     blocks. Every score and seed is a run folder of its own in ``config.output_dir``. Called again, the study goes on where it was interrupted.
@@ -77,12 +78,13 @@ def run(
     if "top_third" in scores:
         raise ConfigError("scores: top_third is a control of this study and always compared; leave it out")
     controls = (Arm.NOTHING, Arm.RANDOM, Arm.TOP_THIRD)
-    folders = {
-        score: tuple(
-            _one(config, score, seed, controls if score == scores[0] else (), command, progress) for seed in seeds
-        )
+    runs = [
+        Run(f"{score}-{seed}", _one, (alone(config), score, seed, controls if score == scores[0] else (), command))
         for score in scores
-    }
+        for seed in seeds
+    ]
+    do_runs(config, runs, progress)
+    folders = {score: tuple(RunFolder(config.output_dir / f"{score}-{seed}") for seed in seeds) for score in scores}
     choices = [_Choice(score, Arm.SELECTED, folders[score]) for score in scores]
     choices += [_Choice(arm.value, arm, folders[scores[0]]) for arm in controls]
     found = {
@@ -148,10 +150,8 @@ def compare(
     return {"means": {name: _macro(scores[name]).tolist() for name in names}, "differences": rows}
 
 
-def _one(
-    config: Config, score: str, seed: int, controls: tuple[Arm, ...], command: str, progress: Progress
-) -> RunFolder:
-    """Tunes and measures what one score chooses with one seed, and the controls; a finished folder is read back."""
+def _one(config: Config, score: str, seed: int, controls: tuple[Arm, ...], command: str, progress: Progress) -> None:
+    """Tunes and measures what one score chooses with one seed, and the controls; a finished folder stays as it is."""
     values = config.model_dump(mode="json") | {
         "seed": seed,
         "arms": [*(arm.value for arm in controls), Arm.SELECTED.value],
@@ -163,7 +163,7 @@ def _one(
     RunFolder.check_free(mine.output_dir, text, study=STUDY, resume=True)
     folder = RunFolder(mine.output_dir)
     if folder.has("results.json"):
-        return folder
+        return
     progress.note(f"{score}, seed {seed}")
     checked = check(mine, progress)
     check_serving(mine, checked.chat, [arm.value for arm in mine.arms if arm not in TUNED])
@@ -182,7 +182,6 @@ def _one(
         write_results(bench, [arm.value for arm in mine.arms])
         remove_scratch(folder)
         folder.set_status("done", stage="done")
-    return folder
 
 
 def _scores(choice: _Choice, role: str) -> dict[str, Floats]:

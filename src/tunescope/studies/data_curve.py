@@ -15,12 +15,11 @@ from tunescope.evaluate import BASE_ARM, Scored
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.generalisation import CurvePoint, DataCurve
 from tunescope.runs.records import Forecast, Role, Selection
-from tunescope.studies.arms import tune_arm
 from tunescope.studies.bench import Bench
 from tunescope.studies.inputs import Inputs
-from tunescope.studies.machine import release_memory
+from tunescope.studies.many_arms import ArmWork, do_arms
 from tunescope.studies.mask_files import mask_path
-from tunescope.studies.measure import measure_arm, read_scored
+from tunescope.studies.measure import read_scored
 from tunescope.studies.progress import Progress
 
 CURVE = "curve.json"
@@ -70,19 +69,18 @@ def draw_curve(
     if not scratch.has("layers.json"):
         scratch.write_json("layers.json", {"scores": [], "selections": {}})
     config = _settings(bench.config, whole)
-    points: list[tuple[_Size, Forecast, list[Scored]]] = []
+    work: list[tuple[_Size, ArmWork]] = []
     for size in sizes(bench.inputs, whole.arm, bench.config.evaluation.curve):
         if selections[whole.arm].method == "sparse":
             mask_path(scratch, size.name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(mask_path(bench.run, whole.arm), mask_path(scratch, size.name))
         part = dataclasses.replace(bench, config=config, inputs=size.inputs, run=scratch)
-        cost = tune_arm(part, size.name, selections[whole.arm], progress)
-        release_memory()
         weights = scratch.path / "weights" / size.name
-        cost = measure_arm(part, size.name, cost, progress, weights=weights)
-        shutil.rmtree(weights, ignore_errors=True)
-        release_memory()
-        points.append((size, cost, read_scored(part, [size.name])))
+        work.append((size, ArmWork(part, size.name, selections[whole.arm], weights=weights, kept=False)))
+    points: list[tuple[_Size, Forecast, list[Scored]]] = [
+        (size, cost, read_scored(one.bench, [size.name]))
+        for (size, one), cost in zip(work, do_arms([one for _, one in work], progress), strict=True)
+    ]
     everything = _Size(whole.arm, 1.0, bench.inputs)
     arms = [cost.arm for cost in costs]
     points.append((everything, dataclasses.replace(whole, tuning_seconds=0.0), read_scored(bench, arms)))

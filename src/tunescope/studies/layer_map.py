@@ -82,7 +82,7 @@ def layer_map(bench: Bench, loaded: Loaded, progress: Progress, *, scratch: Path
                 started = time.perf_counter()
                 wanted = want(bench, loaded, {p.task.name: p.task.train for p in prompts})
                 opened = inner.enter_context(specialists(bench, loaded, wanted))
-                newly_tuned = tune_missing(opened, wanted, progress, rebuild=config.map.rebuild_cache)
+                newly_tuned = tune_missing(bench, opened, wanted, progress, rebuild=config.map.rebuild_cache)
                 seconds["specialists"] = time.perf_counter() - started
             readings = _read_all(bench, loaded, prompts, tuned, opened, scratch, progress)
             if opened is not None and tuned is None:

@@ -15,7 +15,7 @@ from tunescope.replay import POLICIES
 from tunescope.runs.folder import RunFolder
 from tunescope.studies import learn
 from tunescope.studies.learn_onto import STREAM
-from tunescope.studies.machine import release_memory
+from tunescope.studies.many_runs import Run, alone, do_runs
 from tunescope.studies.progress import Progress, Silent
 from tunescope.studies.setup import finished
 
@@ -91,20 +91,25 @@ def run(
             raise ConfigError(
                 f"{what}: got {', '.join(values) or 'none'}{hint}; give each once, of {', '.join(allowed)}"
             )
+    runs = []
     for seed in seeds:  # all policies of a seed before the next one: an unfinished study then compares something
         for order in orders:
             for policy in policies:
                 if policy == "joint" and order != orders[0]:
                     continue
-                mine = _settings(config, policy, order, seed)
-                progress.note(f"{mine.output_dir.name}")
-                learn.run(mine, command=command, resume=True, progress=progress)
-                release_memory()
+                mine = _settings(alone(config), policy, order, seed)
+                runs.append(Run(mine.output_dir.name, _learn, (mine, command)))
+    do_runs(config, runs, progress)
     found = compare(
         read_finished(config), n_bootstrap=config.evaluation.n_bootstrap, confidence=config.evaluation.confidence
     )
     RunFolder(config.output_dir).write_json(RESULT, found)
     return found
+
+
+def _learn(config: Config, command: str, progress: Progress) -> None:
+    progress.note(config.output_dir.name)
+    learn.run(config, command=command, resume=True, progress=progress)
 
 
 def read_finished(config: Config) -> list[Finished]:

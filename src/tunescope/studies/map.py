@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from tunescope.config import Arm, Config
 from tunescope.errors import IntegrityError
 from tunescope.runs.folder import RunFolder
 from tunescope.studies.bench import remove_scratch
+from tunescope.studies.cluster import cluster_of
 from tunescope.studies.layer_map import layer_map, prompts_of
 from tunescope.studies.map_causal import windows_of
 from tunescope.studies.map_conclude import MapResult
@@ -20,6 +22,7 @@ from tunescope.studies.map_forecast import MapForecast, forecast_map
 from tunescope.studies.map_models import check_tuned, hash_of
 from tunescope.studies.progress import Progress, Silent
 from tunescope.studies.setup import Checked, begin, check, finished, record, settings_text
+from tunescope.studies.specialist_cache import shared_by
 
 __all__ = ["MapForecast", "MapResult", "layer_map", "preview", "run"]
 
@@ -56,9 +59,11 @@ def run(
     if resume and (whole := finished(config.output_dir)):
         return whole
     checked = _check(config, progress)
-    folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
-    with folder.locked():
-        bench = begin(checked, folder, command, progress, overrides=overrides)
+    with contextlib.ExitStack() as open_until_done:
+        cluster = open_until_done.enter_context(cluster_of(config, progress, checked.located, shared=shared_by(config)))
+        folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
+        open_until_done.enter_context(folder.locked())
+        bench = begin(checked, folder, command, progress, overrides=overrides, cluster=cluster)
         folder.set_status("running", stage="map")
         tuned = config.map.tuned if config.map.mode != "base" else None
         _refuse_other_weights(folder, {} if tuned is None else {"path": str(tuned), "sha256": hash_of(tuned)})

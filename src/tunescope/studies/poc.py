@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,19 +14,20 @@ from tunescope.errors import GateError
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies import approve
-from tunescope.studies.arms import tune_arm
 from tunescope.studies.bench import TUNED, remove_scratch
 from tunescope.studies.choose import choose
+from tunescope.studies.cluster import cluster_of
 from tunescope.studies.conclude import write_costs, write_results, write_verdict
 from tunescope.studies.data_curve import draw_curve, forecast_curve
 from tunescope.studies.forecast import forecast_arms
 from tunescope.studies.knowledge_poc import check_knowledge, probe_knowledge
 from tunescope.studies.machine import release_memory
-from tunescope.studies.measure import measure_arm
+from tunescope.studies.many_arms import ArmWork, do_arms, planned
 from tunescope.studies.plan import settle
 from tunescope.studies.progress import Progress, Silent
 from tunescope.studies.serving import check_serving
 from tunescope.studies.setup import begin, check, choose_once, finished, settings_text
+from tunescope.studies.specialist_cache import scored_with
 
 
 def run(
@@ -65,9 +67,13 @@ def run(
     checked = check(config, progress)
     check_knowledge(config, checked)
     check_serving(config, checked.chat, _untuned(config))
-    folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
-    with folder.locked():
-        bench = begin(checked, folder, command, progress, overrides=overrides)
+    with contextlib.ExitStack() as open_until_done:
+        cluster = open_until_done.enter_context(
+            cluster_of(config, progress, checked.located, shared=scored_with(config))
+        )
+        folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
+        open_until_done.enter_context(folder.locked())
+        bench = begin(checked, folder, command, progress, overrides=overrides, cluster=cluster)
         selections = choose_once(bench, checked.loaded, progress)
         del checked
         release_memory()
@@ -75,20 +81,9 @@ def run(
         folder.set_status("running", stage="plan")
         settled = settle(bench, [a.value for a in config.arms], selections, progress, started=started)
         curve_seconds = forecast_curve(config, settled.forecasts)
-        progress.plan(
-            {f"{f.arm}: tune": f.tuning_seconds for f in settled.forecasts if f.tuning_seconds}
-            | {f"{f.arm}: measure": f.evaluation_seconds for f in settled.forecasts}
-            | ({"curve": curve_seconds} if curve_seconds else {})
-        )
+        progress.plan(planned(cluster, settled.forecasts) | ({"curve": curve_seconds} if curve_seconds else {}))
 
-        costs = []
-        for arm in settled.arms:
-            folder.set_status("running", stage=f"arm {arm}")
-            tuned = settled.selections.get(arm)
-            cost = tune_arm(bench, arm, tuned, progress) if tuned else Forecast(arm=arm)
-            release_memory()
-            costs.append(measure_arm(bench, arm, cost, progress))
-            release_memory()
+        costs = do_arms([ArmWork(bench, arm, settled.selections.get(arm)) for arm in settled.arms], progress)
 
         folder.set_status("running", stage="decide")
         progress.stage("compare the arms")

@@ -54,6 +54,7 @@ class Ready:
             tuning.max_grad_norm,
             self.config.seed,
             tuning.regularisation.label_smoothing,
+            self.config.engine.checkpointing,
         )
         return engine.Tuner(
             self.moving, self.rows, recipe, arm=self.arm, terms=self.terms, states=self.states, note=self.note
@@ -73,6 +74,7 @@ def make_ready(
     progress: Progress,
     *,
     start: Path | None = None,
+    workers: engine.Workers = engine.ALONE,
 ) -> Ready:
     """Loads the base and prepares what an arm moves; with `start` from saved weights of the same selection."""
     config, tuning = bench.config, bench.config.tuning
@@ -86,6 +88,7 @@ def make_ready(
         lora_alpha=tuning.lora_alpha,
         seed=config.seed,
         mask=mask_of(bench.run, arm, selection),
+        workers=workers,
     )
     states = kept_states(config, loaded, moving, rows, checks.validation, bench.device, progress)
     terms = loss_terms(config, bench.inputs, bench.chat, moving, states)

@@ -22,6 +22,7 @@ from tunescope.runs.records import Selection
 from tunescope.studies.asking import unfit_stops
 from tunescope.studies.bench import TUNED, Bench, remove_scratch, test_groups
 from tunescope.studies.choose import Choice, choose
+from tunescope.studies.cluster import Cluster
 from tunescope.studies.data_curve import unfit_sizes
 from tunescope.studies.demonstrations import at_test, demonstrations, shown_at
 from tunescope.studies.inputs import Inputs, encode_inputs, read_inputs, refuse
@@ -204,9 +205,9 @@ def finished(path: Path) -> RunFolder | None:
 def settings_text(config: Config, *, resume: bool) -> str:
     """Returns the settings as they are kept in the run, and compared with on resume.
 
-    Where specialists are kept, whether a damaged one is tuned again, and how a server is reached changes no result: with ``--resume``
-    these settings are those of the first time, so that a run which ended with a full disk, a damaged cache or a lost server can go on
-    with other ones.
+    Where specialists are kept, whether a damaged one is tuned again, how a server is reached, and which machines do the work changes no
+    result beyond rounding: with ``--resume`` these settings are those of the first time, so that a run which ended with a full disk, a
+    damaged cache, a lost server or a cluster that is gone can go on with other ones.
 
     Args:
         config: the settings.
@@ -218,10 +219,18 @@ def settings_text(config: Config, *, resume: bool) -> str:
             values, _, _ = plain.parse(plain.read_text(path), str(path))
             kept = {key: values["map"][key] for key in ("cache", "rebuild_cache")}
             reached = {key: values["generation"][key] for key in FREE_ON_RESUME}
+            where = {
+                key: values["engine"]["ray"][key]
+                for key in ("address", "cpus_per_task", "gpus_per_task", "max_failures")
+            }
+            backend = values["engine"]["backend"]
         except (ConfigError, KeyError, TypeError):
             return settings.dump(config)  # whatever is there now, it is not what was written: refused as different
         kept["cache"] = None if kept["cache"] is None else Path(kept["cache"])
-        config = config.model_copy(update={"map": config.map.model_copy(update=kept)})
+        engine_settings = config.engine.model_copy(
+            update={"backend": backend, "ray": config.engine.ray.model_copy(update=where)}
+        )
+        config = config.model_copy(update={"map": config.map.model_copy(update=kept), "engine": engine_settings})
         if (
             config.generation.endpoint is not None and reached["endpoint"] is not None
         ):  # with or without a server is another matter
@@ -230,17 +239,23 @@ def settings_text(config: Config, *, resume: bool) -> str:
 
 
 def begin(
-    checked: Checked, folder: RunFolder, command: str, progress: Progress, *, overrides: Sequence[str] = ()
+    checked: Checked,
+    folder: RunFolder,
+    command: str,
+    progress: Progress,
+    *,
+    overrides: Sequence[str] = (),
+    cluster: Cluster | None = None,
 ) -> Bench:
     """Writes ``data.json`` and ``environment.json``; on resume compares with them instead.
 
-    The data that was accepted, and the settings that were replaced on the command line, go to the ledger.
+    The data that was accepted, the settings that were replaced on the command line, and the machines that work go to the ledger.
 
     Raises:
         IntegrityError: on resume, data or weights are not those of the first time.
     """
     inputs, loaded = checked.inputs, checked.loaded
-    bench = Bench(checked.config, checked.located, inputs, checked.chat, checked.device, folder)
+    bench = Bench(checked.config, checked.located, inputs, checked.chat, checked.device, folder, cluster)
     if folder.has("environment.json"):
         _check_unchanged(folder.read_json("environment.json"), inputs, loaded, checked.threads, progress)
     else:
@@ -250,6 +265,10 @@ def begin(
         record(folder, "generation server", server)
     if overrides:
         record(folder, "overrides", {"settings": list(overrides)})
+    if cluster is not None:
+        record(folder, "cluster", cluster.to_dict())
+    elif checked.config.engine.backend == "ray":
+        progress.note("engine: ray is not used here: this study, or a dry run, has no pieces for other machines")
     if not any(row["event"] == "data accepted" for row in folder.read_jsonl("ledger.jsonl")):
         warnings = sum(finding.severity == "warning" for finding in inputs.report.findings)
         record(folder, "data accepted", {"files": inputs.files, "warnings": warnings})

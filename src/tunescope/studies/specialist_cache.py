@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tunescope import engine, models
-from tunescope.config import Config
+from tunescope.config import Arm, Config
 from tunescope.data import Encoded, Example
 from tunescope.errors import ConfigError, IntegrityError, RunError
 from tunescope.models import Loaded
@@ -49,6 +49,17 @@ class Wanted:
 def cache_of(config: Config) -> Path:
     """Returns the folder that keeps specialists."""
     return config.map.cache or models.cache_folder() / "specialists"
+
+
+def shared_by(config: Config) -> list[Path]:
+    """Returns the folders, besides the run's own, that all machines of a cluster have to see to make a map."""
+    return [cache_of(config)] if config.map.mode == "mossa" else []
+
+
+def scored_with(config: Config) -> list[Path]:
+    """Returns the same for a study that tunes what a score chose: none, unless the score is a map."""
+    by_map = Arm.SELECTED in config.arms and config.selection.score in ("layer_map", "causal")
+    return shared_by(config) if by_map else []
 
 
 def steps_of(config: Config, n_examples: int) -> int:

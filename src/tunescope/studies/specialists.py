@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,13 @@ from tunescope.errors import IntegrityError
 from tunescope.models import Loaded, bare
 from tunescope.runs.records import Selection
 from tunescope.studies.bench import Bench
+from tunescope.studies.cluster import Cluster
 from tunescope.studies.machine import trim_heap
+from tunescope.studies.pieces import Piece, run_pieces, sent
 from tunescope.studies.progress import Progress
 from tunescope.studies.specialist_cache import PARTS, Wanted, alone, cache_written, missing, read_cached
 
+_STAGE = "tune the specialists"
 _CHECKPOINT_STEPS = 16
 _STEPS_PER_TRIM = 8
 
@@ -123,8 +127,17 @@ def specialists(bench: Bench, loaded: Loaded, wanted: Sequence[Wanted]) -> Itera
         found.model.unload()
 
 
-def tune_missing(opened: Specialists, wanted: Sequence[Wanted], progress: Progress, *, rebuild: bool) -> int:
-    """Tunes what the cache lacks.
+def tune_missing(
+    bench: Bench, opened: Specialists, wanted: Sequence[Wanted], progress: Progress, *, rebuild: bool
+) -> int:
+    """Tunes what the cache lacks; with a cluster, as many at the same time as it has places.
+
+    Args:
+        bench: the settings and the cluster.
+        opened: the base model of this process, for those that are tuned here.
+        wanted: all that a map needs.
+        progress: told what happens.
+        rebuild: tune damaged ones again.
 
     Returns:
         How many were tuned.
@@ -134,8 +147,36 @@ def tune_missing(opened: Specialists, wanted: Sequence[Wanted], progress: Progre
         RunError: the cache cannot be written.
     """
     lacking = missing(wanted, rebuild=rebuild)
-    if lacking:
-        progress.stage("tune the specialists", sum(opened.steps(one) for one in lacking))
-    for one in lacking:
-        opened.tune(one, progress)
+    if lacking and bench.cluster is not None:
+        _tune_on_cluster(bench, bench.cluster, lacking, progress)
+    elif lacking:
+        progress.stage(_STAGE, sum(opened.steps(one) for one in lacking))
+        for one in lacking:
+            opened.tune(one, progress)
     return len(lacking)
+
+
+def _tune_on_cluster(bench: Bench, cluster: Cluster, lacking: Sequence[Wanted], progress: Progress) -> None:
+    """Each process of the cluster reads the model once and tunes its share, of every so many one, into the cache that all machines see."""
+    n = min(cluster.places, len(lacking))
+    shares = [tuple(dataclasses.replace(one, file=one.file.absolute()) for one in lacking[i::n]) for i in range(n)]
+    there = sent(bench, cluster)
+    run_pieces(
+        cluster,
+        bench.run.path,
+        [Piece(f"specialists-{i + 1}", tune_share, (there, share)) for i, share in enumerate(shares)],
+        f"{_STAGE} on the cluster",
+        progress,
+    )
+
+
+def tune_share(bench: Bench, wanted: Sequence[Wanted], progress: Progress) -> int:
+    """What a process of the cluster does: tunes specialists into the cache and returns how many there are now."""
+    loaded = bench.load()
+    with specialists(bench, loaded, wanted) as opened:
+        progress.stage(f"{_STAGE} of {', '.join(one.task for one in wanted)}", sum(opened.steps(one) for one in wanted))
+        for one in wanted:
+            opened.tune(one, progress)
+            if progress.stopping():
+                raise KeyboardInterrupt
+    return len(wanted)

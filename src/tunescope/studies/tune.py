@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 import time
@@ -13,16 +14,18 @@ from tunescope.config import Config
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies import approve
-from tunescope.studies.arms import tune_arm
 from tunescope.studies.bench import remove_scratch
 from tunescope.studies.choose import choose
+from tunescope.studies.cluster import cluster_of
 from tunescope.studies.conclude import write_costs
 from tunescope.studies.forecast import forecast_arms
 from tunescope.studies.machine import release_memory
+from tunescope.studies.many_arms import ArmWork, do_arms
 from tunescope.studies.plan import only, settle
 from tunescope.studies.progress import Progress, Silent
 from tunescope.studies.search import RESULT, search
 from tunescope.studies.setup import begin, check, choose_once, finished, record, settings_text
+from tunescope.studies.specialist_cache import scored_with
 
 
 def run(
@@ -61,9 +64,13 @@ def run(
         return whole
     approve.gate(RunFolder(config.output_dir), required=config.approval == "required")
     checked = check(config, progress, needs_test=False)
-    folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
-    with folder.locked():
-        bench = begin(checked, folder, command, progress, overrides=overrides)
+    with contextlib.ExitStack() as open_until_done:
+        cluster = open_until_done.enter_context(
+            cluster_of(config, progress, checked.located, shared=scored_with(config))
+        )
+        folder = RunFolder.create(config.output_dir, text, study=study, command=command, resume=resume)
+        open_until_done.enter_context(folder.locked())
+        bench = begin(checked, folder, command, progress, overrides=overrides, cluster=cluster)
         selections = choose_once(bench, checked.loaded, progress)
         del checked
         release_memory()
@@ -77,8 +84,7 @@ def run(
             found = search(bench, arm, settled.selections[arm], trials, progress)
             bench = dataclasses.replace(bench, config=found)
             record(folder, "search", {"trials": trials, "best": folder.read_json(RESULT)["best"]["values"]})
-        folder.set_status("running", stage=f"arm {arm}")
-        cost = tune_arm(bench, arm, settled.selections[arm], progress)
+        cost = do_arms([ArmWork(bench, arm, settled.selections[arm], measured=False)], progress)[0]
         if trials:
             cost = dataclasses.replace(cost, learning_rate_why=f"lowest held-out loss of {trials} trials")
         write_costs(bench, settled.forecasts, [cost], settled.preparation_seconds)
