@@ -162,7 +162,9 @@ def main() -> None:
             rows = list(rows_of(path, document, given.longest))
             pools[category_of(path.stem, document.get("Categories", []))].append(rows)
     if not any(pools.values()):
-        parser.error(f"{given.folder}: no task file of Super-NaturalInstructions (*.json with Instances) in this folder")
+        parser.error(
+            f"{given.folder}: no task file of Super-NaturalInstructions (*.json with Instances) in this folder"
+        )
     tasks = []
     for name in CURRICULUM:
         dice = random.Random(f"{given.seed} {name}")
