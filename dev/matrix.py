@@ -21,6 +21,7 @@ from tunescope.report.matrix_picture import Column, MatrixWords, Square, matrix_
 from tunescope.studies import matrix
 
 NAMES = {"base": "untuned", "ft": "tuned", "fticl": "tuned with examples", "half": "tuned on half"}
+SHORT = {"base": "untuned", "ft": "FT", "fticl": "FTICL", "half": "FT on half"}
 SHOTS = {"zero": "asked without examples", "few": "asked with examples"}
 
 
@@ -28,6 +29,12 @@ def row_name(cell: dict[str, Any]) -> str:
     """How a model was tuned and is asked."""
     source = f"{cell['tuned_on']}: " if cell["tuned_on"] else ""
     return f"{source}{NAMES[cell['mode']]}, {SHOTS[cell['shots']]}"
+
+
+def short_name(cell: dict[str, Any]) -> str:
+    """The same in the field's abbreviations, for the picture."""
+    source = f"{cell['tuned_on']}: " if cell["tuned_on"] else ""
+    return f"{source}{SHORT[cell['mode']]}, {cell['shots']}-shot"
 
 
 def table(cells: list[dict[str, Any]], role: str) -> list[str]:
@@ -57,8 +64,8 @@ def picture(found: dict[str, Any]) -> str:
     cells = [cell for cell in found["cells"] if cell["mode"] != "half"]
     keys = list(dict.fromkeys((cell["task"], cell["role"]) for cell in cells))
     rows = []
-    for name in dict.fromkeys(map(row_name, cells)):
-        known = {(c["task"], c["role"]): c for c in cells if row_name(c) == name}
+    for name in dict.fromkeys(map(short_name, cells)):
+        known = {(c["task"], c["role"]): c for c in cells if short_name(c) == name}
         rows.append((name, [square(known.get(key)) for key in keys]))
     told = MatrixWords(
         scale="Difference to the untuned model asked alike, points",
