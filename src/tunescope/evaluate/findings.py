@@ -104,7 +104,8 @@ def check(crossed: Crossed) -> list[Finding]:
         Six findings, in this order; one for which nothing was measured cannot be told.
 
     Source:
-        Yang et al. (2024); the findings are theirs, the rules of the answer ours.
+        Yang et al. (2024); the findings are theirs, the rules of the answer ours. Finding 3 compares as they do, the base with examples
+        in its prompt with the tuned model without; its details have the loss when both are asked without.
     """
     return [
         _collapse(crossed),
@@ -181,6 +182,9 @@ def _rescue(crossed: Crossed) -> Finding:
     if lost is None or rescued is None:
         return _finding(3, claim, None, crossed.margin, "rescue", details)
     details |= {"loss": lost.value, "loss, low": lost.low, "loss, high": lost.high}
+    alike = _between(crossed, levels("base", "zero"), plain)
+    if alike is not None:  # what the examples in the base's prompt were worth is not lost by tuning
+        details |= {"loss, asked alike": alike.value, "asked alike, low": alike.low, "asked alike, high": alike.high}
     both = _finding(
         3,
         claim,
