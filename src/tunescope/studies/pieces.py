@@ -198,7 +198,9 @@ class _Watch:
             self._busy = now
         elif not self._said_waiting and now - self._busy > _WAITING_SECONDS:
             self._said_waiting = True
-            self._progress.note("waiting for the first process: it is still starting, or other work has the places (see `ray status`)")
+            self._progress.note(
+                "waiting for the first process: it is still starting, or other work has the places (see `ray status`)"
+            )
         if now - self._had_room < 2.0 or self._asked:
             return
         nodes = alive(self._ray)
