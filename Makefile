@@ -9,7 +9,7 @@ quickstart: $(READY)  ## install, run the main job on the sample data, print whe
 	$(BIN)/tunescope quickstart
 
 test: $(READY)  ## install and run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY) lint types test  ## what CI runs: lint, types, tests
 

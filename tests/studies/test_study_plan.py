@@ -375,7 +375,7 @@ def test_a_plan_may_be_edited_until_the_first_weight_moves(open_run: Config, mon
     def stops(*_: Any, **__: Any) -> None:
         raise StopsError
 
-    monkeypatch.setattr(poc, "measure_arm", stops)  # the arm `nothing`, before any is tuned
+    monkeypatch.setattr("tunescope.studies.many_arms.measure_arm", stops)  # the arm `nothing`, before any is tuned
     with pytest.raises(StopsError):
         poc.run(open_run, resume=True)
     swap(open_run)

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from ray_cluster import Command, Nodes, Session, nodes
 from tiny_study import write_study
@@ -141,14 +142,35 @@ def test_a_driver_that_is_killed_leaves_a_run_that_goes_on(
 def test_an_error_of_ours_comes_through_as_itself_and_is_not_tried_again(
     study: Path, session: Session, tmp_path: Path
 ) -> None:
-    arguments = on_ray(
-        study, tmp_path / "run", "tuning.learning_rate=10", "arms=[nothing, selected, full]", "dtype=bfloat16"
-    )
-    code, said = session.run(arguments, tmp_path / "said.txt")
-    assert code == 1, said
-    last = " ".join(said.split()).rpartition("error: ")[2]
-    assert last.startswith("arm ") and "lower the learning rate" in last
-    assert "Traceback" not in said and "RayTaskError" not in said and "was lost" not in said
+    run = session.start(on_ray(study, tmp_path / "run"), tmp_path / "said.txt")
+    run.wait_until((tmp_path / "run/config.yaml").is_file)
+    damaged = tmp_path / "run/arms/selected/checkpoint.safetensors"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"not a checkpoint")
+    assert run.code() == 5, run.said()
+    last = run.said().splitlines()[-1]
+    assert last.startswith(f"error: {damaged}: the checkpoint is damaged") and last.endswith("to start this arm again")
+    assert "Traceback" not in run.said() and "RayTaskError" not in run.said() and "was lost" not in run.said()
+
+
+def test_without_an_address_a_cluster_is_started_here_and_stopped(study: Path, tmp_path: Path) -> None:
+    more = ["arms=[nothing]", "--json"]
+    run = Command(on_ray(study, tmp_path / "run", *more), tmp_path / "said.txt")
+    family: dict[int, psutil.Process] = {}
+
+    def seen() -> bool:
+        family.update({child.pid: child for child in psutil.Process(run.process.pid).children(recursive=True)})
+        return (tmp_path / "run/arms/nothing/answers.jsonl").is_file() or run.ended()
+
+    run.wait_until(seen)
+    assert run.code() == 0, run.said()
+    rows = RunFolder.open(tmp_path / "run").read_jsonl("ledger.jsonl")
+    machines = next(row["details"] for row in rows if row["event"] == "cluster")
+    assert machines["own"] and len(machines["nodes"]) == 1
+    assert len(family) > 3, "a cluster is several processes"
+    _, left = psutil.wait_procs(list(family.values()), timeout=60)
+    assert not left
+    assert "raylet" not in run.said() and "uthentication" not in run.said(), "Ray's own words are kept out"
 
 
 def test_specialists_of_a_map_are_the_same_files(study: Path, session: Session, tmp_path: Path) -> None:

@@ -120,7 +120,12 @@ def test_a_model_that_is_cut_over_two_workers_does_the_same(
         assert torch.linalg.vector_norm(tensor - theirs[name]) <= 1e-3 * torch.linalg.vector_norm(theirs[name]), name
 
 
-def test_an_error_of_a_worker_comes_through_as_itself(study: Path, session: Session, tmp_path: Path) -> None:
-    code, said = session.run(on_ray(study, tmp_path / "run", "tuning.learning_rate=10"), tmp_path / "said.txt")
-    assert code in (0, 1), said
-    assert "Traceback" not in said and "WorkerGroupError" not in said
+def test_an_error_of_the_workers_comes_through_as_itself(study: Path, session: Session, tmp_path: Path) -> None:
+    run = session.start(on_ray(study, tmp_path / "run"), tmp_path / "said.txt")
+    run.wait_until((tmp_path / "run/config.yaml").is_file)
+    damaged = tmp_path / "run/arms/selected/checkpoint.safetensors"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"not a checkpoint")
+    assert run.code() == 5, run.said()
+    assert run.said().splitlines()[-1].startswith(f"error: {damaged}: the checkpoint is damaged")
+    assert "Traceback" not in run.said() and "WorkerGroupError" not in run.said()

@@ -23,8 +23,8 @@ from tunescope.studies.progress import Progress
 if TYPE_CHECKING:  # the cluster is asked before torch is imported
     from tunescope.models import Located
 
-# Read when Ray is imported or started. Usage statistics go to Ray's makers; nothing that we start calls home. Ray tells of lost processes
-# on stdout, where a study may print one JSON object; the study tells of them itself.
+# Read when Ray is imported or started. Usage statistics would go to Ray's makers; nothing that we start calls home. And Ray tells of lost
+# processes on stdout, where a study may print one JSON object; the study tells of them itself.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
