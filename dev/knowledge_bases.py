@@ -20,10 +20,15 @@ def share(row: dict[str, Any], key: str = "accuracy") -> str:
     return f"{100 * row[key]:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
 
 
+def without_double(chance: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Roles with their rows; of a single role all together says nothing more."""
+    return [(role, rows) for role, rows in chance.items() if role != "*" or len(chance) > 2]
+
+
 def known(runs: dict[str, dict[str, Any]], worst: int) -> list[str]:
     """A row per role and domain, a column per run; what is above chance is bold."""
     tables = {
-        name: {(role, row["domain"]): row for role, rows in found["before"]["chance"].items() for row in rows}
+        name: {(role, row["domain"]): row for role, rows in without_double(found["before"]["chance"]) for row in rows}
         for name, found in runs.items()
     }
     first = next(iter(tables.values()))
@@ -80,7 +85,11 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--worst", type=int, default=12)
     given = parser.parse_args()
-    found = {str(path): RunFolder.open(path).read_json("knowledge.json") for path in given.runs}
+    names = [path.resolve().name for path in given.runs]
+    shown = [str(path) if names.count(name) > 1 else name for path, name in zip(given.runs, names, strict=True)]
+    found = {
+        name: RunFolder.open(path).read_json("knowledge.json") for path, name in zip(given.runs, shown, strict=True)
+    }
     print(*known(found, given.worst), sep="\n")
     for name, values in found.items():
         if values.get("intervention"):
