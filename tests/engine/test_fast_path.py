@@ -11,6 +11,7 @@ from tiny_runs import DTYPES, RECIPE, SELECTIONS, assert_same, facts_of, make_mo
 from tunescope.data import Encoded
 from tunescope.engine import Checks, Fit, KLToBase, Tuner, race, read_tensors, validation_loss, write_tensors
 from tunescope.engine import tuner as tuner_module
+from tunescope.engine.divide import own_passes
 from tunescope.errors import RunError, TunescopeError
 from tunescope.models import bare, blocks, mean_losses, pack
 
@@ -304,12 +305,16 @@ def test_a_check_that_is_short_of_memory_is_made_in_smaller_passes(monkeypatch):
     checks = Checks(HELD_OUT, every=1, batch_tokens=200)
     wanted = validation_loss(moving, checks)
 
-    def failing(model, rows, *, batch_tokens, **settings):
+    def cut(rows, batch_tokens, workers):
         tries.append(batch_tokens)
-        if batch_tokens > 60:
-            raise MemoryError
-        return mean_losses(model, rows, batch_tokens=batch_tokens, **settings)
+        return own_passes(rows, batch_tokens, workers)
 
+    def failing(model, rows, *, batches, **settings):
+        if tries[-1] > 60:
+            raise MemoryError
+        return mean_losses(model, rows, batches=batches, **settings)
+
+    monkeypatch.setattr("tunescope.engine.fit.own_passes", cut)
     monkeypatch.setattr("tunescope.engine.fit.mean_losses", failing)
     assert validation_loss(moving, checks, note=said.append) == pytest.approx(wanted, abs=1e-6)
     assert tries == [200, 100, 50]
