@@ -56,11 +56,16 @@ class Worker:
 
 
 def fastest(row: str, sides: Sequence[str], console: Console) -> tuple[str, dict[str, float]]:
-    """Tries a peer's settings, one round each after a warm-up, and returns the best with the seconds of all."""
-    seconds = {}
+    """Tries a peer's settings, one round each after a warm-up, and returns the best with the seconds of all.
+
+    A setting whose warm-up alone takes twice as long as the best round is out: its seconds are those of the warm-up.
+    """
+    seconds: dict[str, float] = {}
     for side in sides:
         worker = Worker(row, side)
-        seconds[side] = worker.round()["seconds"]
+        first = worker.warm_up["seconds"]
+        hopeless = bool(seconds) and first > 2 * min(seconds.values())
+        seconds[side] = first if hopeless else worker.round()["seconds"]
         worker.close()
         console.print(f"  {side}: {seconds[side]:.1f} s")
     return min(seconds, key=seconds.__getitem__), seconds

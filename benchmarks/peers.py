@@ -13,11 +13,11 @@ from benchmarks import work
 from tunescope.data import Encoded
 
 TRL = {
-    "trl, float32": {"dtype": "float32", "bf16": False, "attention": "sdpa"},
     "trl, bf16 weights": {"dtype": "bfloat16", "bf16": False, "attention": "sdpa"},
     "trl, bf16 weights, eager": {"dtype": "bfloat16", "bf16": False, "attention": "eager"},
     "trl, bf16 autocast": {"dtype": "bfloat16", "bf16": True, "attention": "sdpa"},
     "trl, bf16 autocast, eager": {"dtype": "bfloat16", "bf16": True, "attention": "eager"},
+    "trl, float32": {"dtype": "float32", "bf16": False, "attention": "sdpa"},
 }
 
 

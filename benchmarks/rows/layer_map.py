@@ -21,12 +21,12 @@ from tunescope.models import decoder, length_batches
 
 TITLE = "layer map, base and tuned"
 TARGET = 20.0
-_PER_TASK = 100
+_PER_TASK = 50
 _N_RESAMPLES, _N_PERMUTATIONS = 200, 100
 
 
 def _prompts(chat: Any) -> list[list[tuple[int, ...]]]:
-    """Six tasks of up to 100 training prompts."""
+    """The sample tasks, up to 50 training prompts each."""
     return [
         [chat.encode(example).prompt_ids for example in train[:_PER_TASK]] for train, _ in work.sample_tasks().values()
     ]

@@ -53,6 +53,7 @@ def test_by_default_one_process_keeps_states() -> None:
     assert engine().model_dump(exclude={"ray"}) == {
         "backend": "local",
         "checkpointing": False,
+        "memory_bytes": None,
         "keep_states": True,
         "cache": None,
         "cache_bytes": 20_000_000_000,

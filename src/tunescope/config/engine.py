@@ -42,6 +42,12 @@ class EngineSettings(Settings):
         description="Moving blocks keep their input alone and are computed again for the backward pass: much less memory, about a third more "
         "time, the same bits.",
     )
+    memory_bytes: Bytes | None = Field(
+        None,
+        gt=0,
+        description="What the weights of the base may take in memory, such as 8GB. Of a larger base only the blocks from the lowest one in "
+        "selection.blocks on are held; those below are read from disk one by one. Default: no limit.",
+    )
     keep_states: bool = Field(
         True,
         description="Keep the output of the blocks below the lowest moving one on disk, where that saves time; no result changes.",

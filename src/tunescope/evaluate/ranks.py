@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tunescope.models import bare, head_logits, length_batches, pad_right, target_states
+from tunescope.models import bare, device_of, head_logits, length_batches, pad_right, target_states
 
 _LOGIT_CELLS = 8_000_000  # positions times vocabulary at a time: 32 MB
 
@@ -53,7 +53,7 @@ def token_ranks(
     found: list[tuple[int, ...]] = [()] * len(rows)
     asked = [i for i, row in enumerate(rows) if row.target_ids]
     done(len(rows) - len(asked))
-    device = next(bare(model).parameters()).device
+    device = device_of(model)
     lengths = [len(rows[i].prompt_ids) + len(rows[i].target_ids) for i in asked]
     for batch in length_batches(lengths, batch_tokens=batch_tokens):
         here = [asked[i] for i in batch]

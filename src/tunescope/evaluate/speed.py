@@ -11,7 +11,7 @@ import torch
 
 from tunescope.data import ChatFormat, Example
 from tunescope.evaluate.answers import Answering, answer
-from tunescope.models import bare, continuation_logprobs
+from tunescope.models import continuation_logprobs, device_of
 
 
 def latencies(
@@ -29,7 +29,7 @@ def latencies(
     """
     if not requests:
         return None
-    on_gpu = next(bare(model).parameters()).device.type == "cuda"
+    on_gpu = device_of(model).type == "cuda"
     seconds = []
     for example, how in [requests[0], *requests]:
         started = time.perf_counter()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tunescope.errors import UserError
-from tunescope.models import Row, bare, block_names, blocks, pad_right, token_losses
+from tunescope.models import Row, bare, block_names, blocks, device_of, pad_right, token_losses
 from tunescope.runs.records import LayerScores
 
 
@@ -49,7 +49,7 @@ def gradient_norms(
     if not rows:
         raise UserError("gradient norms need at least one calibration example, got none")
     inner = bare(model)
-    device = next(inner.parameters()).device
+    device = device_of(inner)
     weights = [[p for p in block.parameters() if p.ndim == 2] for block in blocks(model)]
     before = [(p, p.requires_grad) for p in inner.parameters()]
     inner.requires_grad_(False)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from tunescope.errors import UserError
-from tunescope.models import bare, blocks, common_prefix, decoder, length_batches
+from tunescope.models import bare, blocks, common_prefix, decoder, device_of, length_batches
 from tunescope.models.slots import SlotCache, new_cache, read
 
 _SHORTEST_PREFIX = 16  # tokens: a shorter common start costs more to copy than to compute
@@ -80,7 +80,7 @@ def capture(
     if batch_tokens < 1:
         raise UserError(f"batch_tokens is {batch_tokens}: use at least 1, better 4096")
     n_layers, width = len(blocks(model)), int(bare(model).config.hidden_size)
-    device = next(bare(model).parameters()).device
+    device = device_of(model)
     last = torch.empty((n_layers + 1, len(prompts), width), dtype=torch.float32)
     mean = torch.empty_like(last)
     with _evaluating(model):

@@ -18,6 +18,7 @@ from tunescope.models.family import (
     blocks,
     canonical_name,
     decoder,
+    device_of,
     family_of,
     head_logits,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "continuation_batches",
     "continuation_logprobs",
     "decoder",
+    "device_of",
     "family_of",
     "find_alias",
     "greedy",

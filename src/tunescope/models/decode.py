@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tunescope.models.family import bare, float32_head_logits, head_logits
+from tunescope.models.family import device_of, float32_head_logits, head_logits
 from tunescope.models.slots import SlotCache, new_cache, read
 
 _MIN_PREFIX = 16  # shorter common starts cost more to copy than to compute
@@ -158,7 +158,7 @@ def greedy(
     lengths_left = [len(p) - prefix + max_new_tokens for p in prompts]
     batches = _with_unknown(length_batches(lengths_left, batch_tokens=batch_tokens, max_rows=max_batch), known)
     shared = _shared_prefix(model, prompts, prefix) if batches else None
-    stop = torch.tensor(list(stop_ids), device=next(bare(model).parameters()).device)
+    stop = torch.tensor(list(stop_ids), device=device_of(model))
     for batch in batches:
         hidden, position, cache = _read_prompts(model, [prompts[i] for i in batch], prefix, shared, max_new_tokens - 1)
         outputs: list[list[int]] = [[] for _ in batch]
@@ -219,7 +219,7 @@ def _read_prompts(
     Returns:
         Last hidden state of each prompt (rows, d_model), the length of each prompt (rows,), and the cache with `extra` slots more.
     """
-    device = next(bare(model).parameters()).device
+    device = device_of(model)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     longest = int(lengths.max())
     ids = torch.zeros((len(prompts), longest - prefix), dtype=torch.long)
@@ -243,7 +243,7 @@ def _shared_prefix(model: Any, prompts: Sequence[Sequence[int]], length: int) ->
     """Runs the tokens that all prompts share once and returns their keys and values."""
     if not length:
         return None
-    device = next(bare(model).parameters()).device
+    device = device_of(model)
     cache = new_cache(model, 1, length)
     read(
         model,

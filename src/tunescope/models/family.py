@@ -82,6 +82,12 @@ def bare(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def device_of(model: Any) -> torch.device:
+    """Returns where the upper end of the model lies; the weights of the lower one need not be in memory."""
+    inner = bare(model)
+    return next(inner.get_submodule(family_of(inner.config.model_type).norm).parameters()).device
+
+
 def decoder(model: Any) -> nn.Module:
     """Returns the module that maps token ids to the last hidden state (final norm included, head excluded)."""
     inner = bare(model)

@@ -7,8 +7,9 @@ tensor on the device ``meta``, and running a module with such weights is an erro
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 from tunescope.errors import ModelError
 from tunescope.models.attention import register
 from tunescope.models.family import Family, bare, blocks, decoder, family_of
-from tunescope.models.load import Loaded, Located, ModelInfo, quiet
+from tunescope.models.load import Loaded, Located, ModelInfo, quiet, read_config
 from tunescope.models.weight_files import WeightFiles
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -135,6 +136,15 @@ class StreamedBase:
         for name in [*wanted, *(n for i in range(k, n_layers) for n in self._names(f"{self.family.blocks}.{i}."))]:
             self._bring(name)
 
+    def read_when_run(self) -> None:
+        """Lets blocks and embeddings that are not in memory run: each is read when its turn comes, and dropped again.
+
+        A pass then costs one reading of all that is absent: little for a pass of many tokens, much for text that is generated token by token.
+        """
+        for i, block in enumerate(blocks(self.model)):
+            _Reader(partial(self.block, i)).attach(block)
+        _Reader(self.embedding).attach(self.model.get_input_embeddings())
+
     @property
     def _tied(self) -> bool:
         return self.model.get_input_embeddings().weight is self.model.get_output_embeddings().weight
@@ -213,7 +223,31 @@ class StreamedBase:
             self.model.get_output_embeddings().weight = parameter
 
 
-def load_tail(located: Located, k: int, *, dtype: str = "bfloat16", device: str = "cpu") -> Loaded:
+class _Reader:
+    """Has what a module needs in memory while the module runs."""
+
+    def __init__(self, reading: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        self._reading = reading
+        self._held: contextlib.AbstractContextManager[None] | None = None
+
+    def attach(self, module: nn.Module) -> None:
+        module.register_forward_pre_hook(self._enter, prepend=True)  # before the one that refuses
+        module.register_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, module: nn.Module, _inputs: Any) -> None:
+        if _is_absent(module):
+            self._held = self._reading()
+            self._held.__enter__()
+
+    def _leave(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.__exit__(None, None, None)
+
+
+def load_tail(
+    located: Located, k: int, *, dtype: str = "bfloat16", device: str = "cpu", read_below: bool = False
+) -> Loaded:
     """Loads the blocks from `k` on, the final norm and the head; the rest takes no memory.
 
     The model is used with states at the input of block `k` (`run_blocks`). Adapters that lie in its blocks attach, train, load and are
@@ -224,6 +258,8 @@ def load_tail(located: Located, k: int, *, dtype: str = "bfloat16", device: str 
         k: the lowest block in memory, up to the number of blocks.
         dtype: ``float32`` or ``bfloat16``.
         device: a torch device.
+        read_below: a block below `k` that has to run is read for that moment (`StreamedBase.read_when_run`), so that the model can be used
+            like a whole one; else running it is an error.
 
     Returns:
         As of `load_located`; `ModelInfo.parameters` counts the whole model, `ModelInfo.weight_bytes` what is in memory.
@@ -243,6 +279,8 @@ def load_tail(located: Located, k: int, *, dtype: str = "bfloat16", device: str 
 
     base = StreamedBase(located, dtype=dtype, device=device)
     base.keep_tail(k)
+    if read_below:
+        base.read_when_run()
     try:
         tokenizer = AutoTokenizer.from_pretrained(located.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers and transformers each raise their own kinds
@@ -276,14 +314,9 @@ def lowest_block(model: Any) -> int:
 def _without_weights(located: Located, dtype: torch.dtype, device: torch.device) -> Any:
     """The model with its weights on ``meta`` and its buffers (rotary frequencies) as they are in a loaded model."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    try:
-        config = AutoConfig.from_pretrained(located.path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{located.path}: config.json is missing or not readable ({str(error).splitlines()[0][:200]})"
-        ) from None
+    config = read_config(located)
     family_of(config.model_type)
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tunescope.errors import ModelError
-from tunescope.models.family import Family, bare, blocks, decoder, family_of
+from tunescope.models.family import Family, bare, blocks, decoder, device_of, family_of
 from tunescope.models.packed import Packed, Row, pack
 from tunescope.models.packed_attention import packed_only
 
@@ -64,7 +64,7 @@ def run_blocks(
     found = list(blocks(model))
     end = len(found) if stop is None else stop
     _check(packed, len(found), first, end, states)
-    device = _device(model)
+    device = device_of(model)
     contexts: list[Context] = [lambda: packed_only(model)]
     if stop is None and only_targets:
         needed = packed.predictors.unique().to(device)
@@ -141,7 +141,7 @@ def predicting_states(
 
 @torch.no_grad()
 def _at_cut(model: Any, rows: Sequence[Row], packed: Packed, cut: int, kept: KeptStates) -> torch.Tensor:
-    device = _device(model)
+    device = device_of(model)
     found = kept.read(rows, cut)
     if found is not None:
         return found.to(device).index_select(0, packed.sources.to(device))
@@ -202,11 +202,6 @@ def _lowest(run: Sequence[nn.Module], states: torch.Tensor | None) -> int:
     if states is not None and states.requires_grad:
         return 0
     return next((i for i, block in enumerate(run) if any(p.requires_grad for p in block.parameters())), len(run))
-
-
-def _device(model: Any) -> torch.device:
-    """Where the upper end of the model lies: the lower one need not be in memory."""
-    return next(bare(model).get_submodule(_family(model).norm).parameters()).device
 
 
 def _family(model: Any) -> Family:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tunescope.errors import ModelError, TunescopeError, UserError, did_you_mean
-from tunescope.models import PARTS, Family, Row, bare, block_names, blocks, pad_right, token_losses
+from tunescope.models import PARTS, Family, Row, bare, block_names, blocks, device_of, pad_right, token_losses
 from tunescope.select.choose import match_layers
 
 
@@ -104,7 +104,7 @@ def collect(
         raise UserError("gradient statistics need at least one calibration example, got none")
     inner = bare(model)
     weights = _parameters(model, family, parts, layers)
-    device = next(inner.parameters()).device
+    device = device_of(inner)
     total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
     squares = {name: torch.zeros_like(sums) for name, sums in total.items()}
     before = [(p, p.requires_grad) for p in inner.parameters()]

@@ -6,12 +6,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunescope import engine, models
+from tunescope import engine
 from tunescope.config import Arm, Config
 from tunescope.data import ChatFormat, Example
 from tunescope.models import Loaded, Located
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Role
+from tunescope.studies.base_model import load_base
 from tunescope.studies.cluster import Cluster
 from tunescope.studies.demonstrations import encode_training
 from tunescope.studies.inputs import GUARD, Inputs
@@ -43,7 +44,7 @@ class Bench:
 
     def load(self) -> Loaded:
         """Returns a fresh copy of the base model."""
-        return models.load_located(self.located, dtype=self.config.dtype, device=self.device)
+        return load_base(self.config, self.located, self.device)
 
     def checks(self, n_train: int) -> engine.Checks:
         """Returns when to look at the held-out slice."""

@@ -10,30 +10,38 @@ from tunescope import engine, models
 from tunescope.config import Config
 from tunescope.data import Encoded
 from tunescope.models import PACKED_ATTENTION, Loaded
+from tunescope.studies.base_model import is_streamed
+from tunescope.studies.bench import Bench
 from tunescope.studies.progress import Progress
 from tunescope.studies.regularisation import Rows
 
 
 def kept_states(
-    config: Config,
+    bench: Bench,
     loaded: Loaded,
     moving: engine.Moving,
     rows: Rows,
     held_out: Sequence[Encoded],
-    device: str,
     progress: Progress,
 ) -> engine.ActivationCache | None:
     """Returns where the states below the lowest moving block are kept, or None where that saves nothing; either is said in a note.
 
+    Those of a base that is not held in memory are all computed at once, one block after the other.
+
     Args:
-        config: the settings.
+        bench: what all arms share.
         loaded: the base.
         moving: what was prepared of it.
         rows: the training examples.
         held_out: the rows of the held-out checks.
-        device: torch device.
         progress: told whether states are kept, and why.
+
+    Raises:
+        ConfigError: the states of a base that is not held do not fit in the cache.
+        RunError: they cannot be written.
+        KeyboardInterrupt: the user asked to stop meanwhile; what was computed is kept.
     """
+    config, device = bench.config, bench.device
     settings, lowest = config.engine, moving.selection.lowest_layer
     if not settings.keep_states or lowest <= 0:
         return None
@@ -52,6 +60,9 @@ def kept_states(
         note=progress.note,
     )
     different = list({(row.prompt_ids, row.target_ids): row for row in (*rows, *held_out)}.values())
+    if is_streamed(loaded):
+        _fill(bench, cache, different, lowest, progress)
+        return cache
     absent = set(cache.missing(different, lowest))
     pays, why = engine.worth_caching(
         sum(map(len, different)),
@@ -65,6 +76,31 @@ def kept_states(
     )
     progress.note(f"kept states: {why}" if pays else f"kept states: not used, since {why}")
     return cache if pays else None
+
+
+def _fill(
+    bench: Bench, cache: engine.ActivationCache, rows: Sequence[Encoded], lowest: int, progress: Progress
+) -> None:
+    """Computes the states of all examples with one block in memory at a time."""
+    if not cache.missing(rows, lowest):
+        return
+    progress.stage(f"read the base up to block.{lowest - 1}", 100)
+    shown = 0
+
+    def done(fraction: float) -> None:
+        nonlocal shown
+        now = int(100 * fraction)
+        progress.advance(now - shown)
+        shown = now
+        if progress.stopping():
+            raise KeyboardInterrupt
+
+    base = models.StreamedBase(bench.located, dtype=bench.config.dtype, device=bench.device)
+    filled = engine.fill(base, rows, lowest, cache, batch_tokens=bench.config.tuning.batch_tokens, done=done)
+    progress.note(
+        f"kept states: {filled.n_tokens:,} tokens at block.{lowest}, with one block in memory at a time; the base was read "
+        f"{'once' if filled.rounds == 1 else f'{filled.rounds} times'}"
+    )
 
 
 def _uses(config: Config, n_rows: int) -> float:

@@ -17,6 +17,7 @@ from tunescope.errors import IntegrityError
 from tunescope.evaluate import check_context, letter_format
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Forecast
+from tunescope.studies.base_model import load_base
 from tunescope.studies.bench import Bench, remove_scratch
 from tunescope.studies.inputs import Inputs
 from tunescope.studies.knowledge_after import after, find_tuned
@@ -131,7 +132,7 @@ def check(
     device, threads = pick_device(config.device), set_threads(config.threads)
     located = models.locate(config.model, revision=config.revision)
     config, measured = settled(config, located, device, threads)
-    loaded = models.load_located(located, dtype=config.dtype, device=device)
+    loaded = load_base(config, located, device, note=progress.note)
     chat = ChatFormat(loaded.tokenizer)
     check_asked(config, asked, loaded, chat)
     if weights is not None:

@@ -80,6 +80,7 @@ def make_ready(
     config, tuning = bench.config, bench.config.tuning
     rows = training_rows(config, bench.inputs, bench.chat)
     loaded = bench.load()
+    engine.check_tail(loaded.model, selection)
     moving = engine.prepare(
         loaded.model,
         loaded.family,
@@ -90,7 +91,7 @@ def make_ready(
         mask=mask_of(bench.run, arm, selection),
         workers=workers,
     )
-    states = kept_states(config, loaded, moving, rows, checks.validation, bench.device, progress)
+    states = kept_states(bench, loaded, moving, rows, checks.validation, progress)
     terms = loss_terms(config, bench.inputs, bench.chat, moving, states)
     if start is not None:  # after the terms, which hold on to the base model
         engine.load_saved(moving, start)

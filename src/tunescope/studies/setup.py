@@ -20,6 +20,7 @@ from tunescope.runs.environment import describe_environment, user_name
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Selection
 from tunescope.studies.asking import unfit_stops
+from tunescope.studies.base_model import load_base
 from tunescope.studies.bench import TUNED, Bench, remove_scratch, test_groups
 from tunescope.studies.choose import Choice, choose
 from tunescope.studies.cluster import Cluster
@@ -66,7 +67,7 @@ def check(config: Config, progress: Progress, *, needs_test: bool = True) -> Che
     device, threads = pick_device(config.device), set_threads(config.threads)
     located = models.locate(config.model, revision=config.revision)
     config, measured = settled(config, located, device, threads)
-    loaded = models.load_located(located, dtype=config.dtype, device=device)
+    loaded = load_base(config, located, device, note=progress.note)
     chat = ChatFormat(loaded.tokenizer)
     inputs = encode_inputs(config, inputs, chat)
     refuse(inputs.report)
