@@ -96,6 +96,21 @@ def test_no_label_task_is_not_called_unsafe(source: RunSource) -> None:
     assert section.content["tables"][0].rows[0][5].text == "not measured"
 
 
+@pytest.mark.parametrize(
+    ("error", "high", "said"),
+    [
+        (0.04, 0.09, "the rule held"),
+        (0.0, 0.30, "within the target, but these are too few to be sure of it"),
+        (0.2, 0.4, "above the target, so plan a larger share"),
+    ],
+)
+def test_a_rule_holds_only_where_its_interval_does(source: RunSource, error: float, high: float, said: str) -> None:
+    checked = {"human_share": 0.3, "target_error": 0.1, "checked_error": error, "checked_high": high, "n_checked": 9}
+    risks = tuple(dataclasses.replace(row, checked_low=0.0, **checked) for row in source.risks)
+    content = risk.section(dataclasses.replace(source, risks=risks), Words("en")).content
+    assert content is not None and said in content["meaning"]
+
+
 def test_a_difference_inside_the_noise_is_said_in_words_and_not_coloured(run: Path) -> None:
     for path, rows in ((run / "results.json", "results"), (run / "generalisation.json", "cells")):
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -203,6 +218,15 @@ def test_overfitting_is_named_where_the_held_out_loss_rose(source: RunSource) ->
     said = section.content["meaning"]
     assert "“lora-all”: held-out loss" in said and said.count("it went on too long") == 1
     assert said.index("“lora-all”") < said.index("it went on too long")
+
+
+def test_a_single_held_out_check_is_no_development(source: RunSource) -> None:
+    rows = [row for row in source.steps if row.arm == "selected"]
+    last = max(row.step for row in rows if row.validation_loss is not None)
+    once = [row if row.step == last else dataclasses.replace(row, validation_loss=None) for row in rows]
+    section = curves.section(dataclasses.replace(source, steps=tuple(once)), Words("en"))
+    assert section.content is not None
+    assert "looked at once, at step" in section.content["meaning"] and " from " not in section.content["meaning"]
 
 
 def test_a_resumed_step_is_counted_once_and_keeps_its_check(source: RunSource) -> None:

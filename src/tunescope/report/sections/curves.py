@@ -110,7 +110,7 @@ def _meaning(steps: dict[str, list[StepRecord]], words: Words) -> str:
             continue
         step, best = min(checks, key=lambda check: check[1])
         over = checks[-1][1] > best * (1 + OVERFIT)
-        key = "curves.overfit" if over else "curves.settled"
+        key = "curves.overfit" if over else "curves.settled" if len(checks) > 1 else "curves.one_check"
         parts.append(
             words(
                 key,

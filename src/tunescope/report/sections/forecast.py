@@ -57,4 +57,6 @@ def _meaning(ratios: list[float], words: Words) -> str:
     if not ratios:
         return words("forecast.no_meaning")
     low, high = min(ratios), max(ratios)
+    if words.number(low, 2) == words.number(high, 2):
+        return words("forecast.meaning_one", ratio=words.number(low, 2))
     return words("forecast.meaning", low=words.number(low, 2), high=words.number(high, 2))

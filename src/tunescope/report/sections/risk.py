@@ -49,11 +49,18 @@ def _meaning(run: RunSource, words: Words) -> str:
         else:
             parts.append(words("risk.human", share=words.share(risk.human_share), **values))
             if risk.checked_error is not None:
-                kept = "held" if risk.checked_error <= risk.target_error else "missed"
+                kept = _kept(risk.checked_error, risk.checked_high, risk.target_error)
                 interval = words.interval(risk.checked_low, risk.checked_high, words.share)
                 n = words.count(risk.n_checked)
                 parts.append(words(f"risk.{kept}", checked=words.share(risk.checked_error), n=n, interval=interval))
     return words("format.sentences").join(parts) or words("risk.no_meaning")
+
+
+def _kept(error: float, high: float | None, target: float) -> str:
+    """Whether the rule did what it promises; a low error in a handful of answers does not show it."""
+    if error > target:
+        return "missed"
+    return "held" if high is not None and high <= target else "unsure"
 
 
 def _table(run: RunSource, role: Role, words: Words) -> Table:
