@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class WeightFiles:
         return name in self.weights
 
     def read(self, name: str, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> torch.Tensor:
-        """Returns a weight, converted piece by piece: beside the result only 32 MiB are held.
+        """Returns a weight, read in place or converted piece by piece: beside the result at most 32 MiB are held.
 
         Args:
             name: as in the files.
@@ -92,6 +93,11 @@ class WeightFiles:
             )
         whole = torch.empty(stored.shape, dtype=dtype, device=device)
         flat = whole.view(-1)
+        if dtype == stored.dtype and flat.device.type == "cpu":
+            with stored.file.open("rb", buffering=0) as file:
+                file.seek(stored.offset)
+                _read_into(flat, file, stored.file)
+            return whole
         start = 0
         for piece in self._pieces(stored):
             flat[start : start + len(piece)].copy_(piece)
@@ -112,13 +118,18 @@ class WeightFiles:
             file.seek(stored.offset)
             for start in range(0, stored.numel, step):
                 piece = torch.empty(min(step, stored.numel - start), dtype=stored.dtype)
-                target: Any = memoryview(piece.view(torch.uint8).numpy())  # type: ignore[arg-type]
-                while target:
-                    count = file.readinto(target)
-                    if not count:
-                        raise ModelError(f"{stored.file}: ends before its weights do; fetch it again")
-                    target = target[count:]
+                _read_into(piece, file, stored.file)
                 yield piece
+
+
+def _read_into(flat: torch.Tensor, file: FileIO, path: Path) -> None:
+    """Fills a tensor with the next bytes of a file."""
+    target: Any = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    while target:
+        count = file.readinto(target)
+        if not count:
+            raise ModelError(f"{path}: ends before its weights do; fetch it again")
+        target = target[count:]
 
 
 def _listed(folder: Path) -> dict[str, Path]:

@@ -14,6 +14,7 @@ from tunescope.data import Encoded, Example, Task
 from tunescope.models import Loaded
 from tunescope.runs.records import Forecast, Selection
 from tunescope.studies.asking import answering
+from tunescope.studies.base_model import is_streamed
 from tunescope.studies.bench import Bench, test_groups
 from tunescope.studies.beside import Beside
 from tunescope.studies.demonstrations import encode_training
@@ -261,8 +262,9 @@ def _answer_rates(bench: Bench) -> Rates:
         started = time.perf_counter()
         models.mean_losses(loaded.model, rows, batch_tokens=bench.config.evaluation.batch_tokens)
         read = (time.perf_counter() - started) / sum(len(r) for r in rows)
-        few = _decoding_step(loaded.model, prompts[:2])
-        many = _decoding_step(loaded.model, prompts) if len(prompts) > 2 else few
+        steps = 1 if is_streamed(loaded) else _DECODED  # every step reads the base, and takes the same time
+        few = _decoding_step(loaded.model, prompts[:2], steps)
+        many = _decoding_step(loaded.model, prompts, steps) if len(prompts) > 2 else few
         _fullest_pass(bench, loaded.model, encode_all(bench.chat, [e for g in groups for e in g.examples]))
     row = max(0.0, many - few) / max(1, len(prompts) - 2)
     return Rates(read, max(0.0, few - 2 * row), row, meter.peak_memory_bytes)
@@ -275,15 +277,15 @@ def _fullest_pass(bench: Bench, model: Any, rows: Sequence[Encoded]) -> None:
         models.mean_losses(model, [rows[i] for i in batch], batch_tokens=limit)
 
 
-def _decoding_step(model: Any, prompts: list[list[int]]) -> float:
+def _decoding_step(model: Any, prompts: list[list[int]], steps: int) -> float:
     """Seconds of one decoding step: what more tokens take than one, which reading the prompts includes."""
     seconds = []
-    for tokens in (1, 1 + _DECODED):
+    for tokens in (1, 1 + steps):
         started = time.perf_counter()
         for _ in models.greedy(model, prompts, stop_ids=(), max_new_tokens=tokens):
             pass
         seconds.append(time.perf_counter() - started)
-    return max(0.0, seconds[1] - seconds[0]) / _DECODED
+    return max(0.0, seconds[1] - seconds[0]) / steps
 
 
 def _evaluation_seconds(bench: Bench, arm: str, rates: Rates) -> float:

@@ -20,7 +20,7 @@ from tunescope.runs.environment import describe_environment, user_name
 from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Selection
 from tunescope.studies.asking import unfit_stops
-from tunescope.studies.base_model import load_base
+from tunescope.studies.base_model import is_streamed, load_base
 from tunescope.studies.bench import TUNED, Bench, remove_scratch, test_groups
 from tunescope.studies.choose import Choice, choose
 from tunescope.studies.cluster import Cluster
@@ -349,9 +349,10 @@ def _check_unchanged(before: dict[str, Any], inputs: Inputs, loaded: Loaded, thr
 
 
 def _score_noise(bench: Bench, loaded: Loaded) -> float | None:
-    """How much a log-probability depends on its batch, in nats, on eight examples of the first task with labels; None without one."""
+    """How much a log-probability depends on its batch, in nats, on examples of the first task with labels; None without one."""
+    count = 2 if is_streamed(loaded) else 8  # every pass over one example reads the base
     for task in bench.inputs.tasks:
-        examples = (task.test or task.train)[:8]
+        examples = (task.test or task.train)[:count]
         if task.labels is not None and len(examples) > 1:
             prompts = [bench.chat.encode(e).prompt_ids for e in examples]
             noise = evaluate.batch_noise(loaded.model, prompts, [bench.chat.target_ids(label) for label in task.labels])
