@@ -56,6 +56,12 @@ def table(found: Mapping[str, Any]) -> str:
             name = "relative_gain" if "relative_gain" in row else "average"
             cells.append(f"{FACTORS[name] * row[name]:.1f}" if row else "–")
         lines.append(f"| `{policy}` | " + " | ".join(cells) + " |")
+    if (why := found.get("distance_and_loss")) is not None:
+        lines += [
+            "",
+            f"Distance to the new task against what a task loses in a stage without repetition, rank correlation within stages: "
+            f"{why['value']:+.2f} ({why['low']:+.2f} to {why['high']:+.2f}), {why['pairs']} pairs in {why['stages']} stages.",
+        ]
     hours = {policy: f"{seconds / 3600:.1f} h" for policy, seconds in found["seconds"].items()}
     return "\n".join([*lines, "", f"Work: {hours}. Intervals are over orders, seeds and test examples.", ""])
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 from tiny_stream import TASKS, stream
 
 from tunescope.errors import ConfigError
 from tunescope.runs.folder import RunFolder
 from tunescope.studies import learn_policies as study
 from tunescope.studies.learn_policies import Finished, compare
+from tunescope.studies.learn_why import within_stages
 
 HOW = {"n_bootstrap": 200, "seed": 1}
 
@@ -75,7 +78,9 @@ def test_without_experts_there_is_no_relative_gain() -> None:
 
 
 def test_no_runs_compare_to_nothing() -> None:
-    assert compare([], **HOW) == {"policies": {}, "against_random": {}, "by_order": {}, "seconds": {}}  # type: ignore[arg-type]
+    found = compare([], **HOW)  # type: ignore[arg-type]
+    assert found.pop("distance_and_loss") is None
+    assert found == {"policies": {}, "against_random": {}, "by_order": {}, "seconds": {}}
 
 
 @pytest.mark.parametrize(
@@ -111,3 +116,40 @@ def test_the_study_runs_every_setting_once_and_goes_on_where_it_was(model: Path,
     unfinished = RunFolder(config.output_dir / "none-random-1")
     (unfinished.path / "costs.json").unlink()
     assert [r.policy for r in study.read_finished(config)] == ["none", "joint"]
+
+
+def staged(policy: str, seed: int, distances: list[dict[str, float]], scores: list[dict[str, float]]) -> Finished:
+    plain = run(policy, seed=seed)
+    return dataclasses.replace(plain, distances=distances, scores=scores)
+
+
+def test_distance_is_held_against_what_the_stream_without_repetition_lost() -> None:
+    """One stage of three earlier tasks, in two seeds: far tasks lose most, then least."""
+    far = [{}, {"a": 0.1}, {"a": 0.1, "b": 0.5}, {"a": 0.1, "b": 0.5, "c": 0.9}]
+    middle = {"a": 0.85, "b": 0.5, "c": 0.9}, {"a": 0.5, "b": 0.85, "c": 0.9}
+    last = {"a": 0.8, "b": 0.3, "c": 0.3}, {"a": 0.0, "b": 0.6, "c": 0.85}
+
+    def scores(seed: int) -> list[dict[str, float]]:
+        return [{"a": 0.9}, {"a": 0.9, "b": 0.9}, middle[seed], last[seed] | {"d": 1.0}]
+
+    for n, expected in ((1, 1.0), (2, 0.0)):
+        runs = [staged("inscl", seed, far, []) for seed in range(n)]
+        runs += [staged("none", seed, [], scores(seed)) for seed in range(n)]
+        found = compare(runs, **HOW)["distance_and_loss"]  # type: ignore[arg-type]
+        assert (found["stages"], found["pairs"]) == (2 * n, 5 * n)
+        assert found["value"] == pytest.approx(expected) and found["low"] <= found["value"] <= found["high"]
+    assert compare(runs[:2], **HOW)["distance_and_loss"] is None  # type: ignore[arg-type]
+
+
+def test_within_stages_is_spearman_for_one_stage_and_does_not_mix_stages() -> None:
+    dice = np.random.default_rng(0)
+    far, lost = dice.random(30), dice.random(30)
+    found = within_stages([(far, lost)])
+    assert found is not None and found["value"] == pytest.approx(spearmanr(far, lost).statistic)
+    shifted = within_stages(
+        [(far, lost), (far + 10, lost + 10)]
+    )  # between stages everything agrees, and does not count
+    assert shifted is not None and shifted["value"] == pytest.approx(found["value"])
+    assert within_stages([(np.array([0.1]), np.array([0.2]))]) is None
+    assert within_stages([(np.array([0.1, 0.1]), np.array([0.2, 0.3]))]) is None
+    assert within_stages([]) is None

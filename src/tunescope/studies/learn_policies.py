@@ -15,6 +15,7 @@ from tunescope.replay import POLICIES
 from tunescope.runs.folder import RunFolder
 from tunescope.studies import learn
 from tunescope.studies.learn_onto import STREAM
+from tunescope.studies.learn_why import lost_at_stages, within_stages
 from tunescope.studies.many_runs import Run, alone, do_runs
 from tunescope.studies.progress import Progress, Silent
 from tunescope.studies.setup import finished
@@ -41,6 +42,8 @@ class Finished:
         upper: task -> score of its expert; empty without experts.
         measures: from ``stream.json``.
         seconds: of tuning and measuring.
+        distances: for every stage, earlier task -> distance to what is learned there; empty where the policy needs none.
+        scores: for every stage, task -> score after it.
     """
 
     policy: str
@@ -52,6 +55,8 @@ class Finished:
     upper: Mapping[str, float]
     measures: Mapping[str, Any]
     seconds: float
+    distances: Sequence[Mapping[str, float]] = ()
+    scores: Sequence[Mapping[str, float]] = ()
 
 
 def run(
@@ -144,11 +149,18 @@ def compare(
         the same of the differences to random, paired by order and seed. ``by_order``: order -> policy -> mean relative gain (or average).
         A resample draws the settings (order and seed) and, within each, the test examples of every task, the same for both
         policies. Relative gain is in percent, the others are in [0, 1]; forgetting is here the score right after learning minus the last one.
+        ``distance_and_loss``: what `within_stages` says of the distances of `inscl` and of what is lost without repetition; None without both.
     """
     dice = np.random.default_rng([seed, 0xC0])
     how = (n_bootstrap, (1 - confidence) / 2, dice)
     by_policy = {policy: [r for r in runs if r.policy == policy] for policy in dict.fromkeys(r.policy for r in runs)}
     found: dict[str, Any] = {"policies": {}, "against_random": {}, "by_order": {}, "seconds": {}}
+    stages = [
+        stage
+        for far, plain in _pairs(by_policy.get("inscl", []), by_policy.get("none", []))
+        for stage in lost_at_stages(far.distances, plain.scores)
+    ]
+    found["distance_and_loss"] = within_stages(stages, n_bootstrap=n_bootstrap, confidence=confidence, seed=seed)
     for policy, mine in by_policy.items():
         found["policies"][policy] = {"runs": len(mine)} | _summed([(r,) for r in mine], how)
         found["seconds"][policy] = sum(r.seconds for r in mine)
@@ -200,6 +212,8 @@ def _read(run_folder: RunFolder, policy: str, order: str, seed: int) -> Finished
         stream["experts"],
         stream["measures"],
         run_folder.read_json("costs.json")["total_seconds"],
+        [{task: told["value"] for task, told in stage["distances"].items()} for stage in stream["stages"]],
+        [row["scores"] for row in stream["rows"]],
     )
 
 
