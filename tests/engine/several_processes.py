@@ -31,9 +31,9 @@ from tunescope.engine import (
     save,
     to_inference,
 )
-from tunescope.engine.fsdp import whole
+from tunescope.engine.fsdp import local, whole
 from tunescope.errors import DataError
-from tunescope.models import StreamedBase, family_of, load_tail, locate
+from tunescope.models import StreamedBase, family_of, load_located, load_tail, locate
 from tunescope.testing import byte_tokenizer, tiny_model
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -173,6 +173,38 @@ def tune_tail(rank, *, sharding, folder_of_model, cache):
         loaded = load_tail(located, 2, dtype="float32")
         moving = prepare(loaded.model, loaded.family, SELECTIONS["weights of blocks"], workers=workers)
         return [record.loss for record in make_tuner(moving, states=StreamedStates(base, kept)).steps()]
+
+
+def tune_from_files(rank, *, sharding, folders, kinds):
+    """Tunes with blocks that are read and cut one by one, and with the whole model read first; both by kind, and the most weights held."""
+    found = {}
+    for kind, folder in zip(kinds, folders, strict=True):
+        located = locate(str(folder))
+        base, most = StreamedBase(located, dtype="float32"), 0
+        base.keep_ends()
+        bringing = base._bring
+
+        def bring(name, base=base, bringing=bringing):
+            nonlocal most
+            bringing(name)
+            most = max(most, sum(local(p).nbytes for p in base.model.parameters() if not p.is_meta))
+
+        base._bring = bring
+        sources = {"cut": (base.loaded(0), base), "read first": (load_located(located, dtype="float32"), None)}
+        for name, (loaded, source) in sources.items():
+            how = {"lora_rank": 4, "lora_alpha": 8, "workers": join_workers(sharding), "base": source}
+            moving = prepare(loaded.model, loaded.family, SELECTIONS[kind], **how)
+            records = facts_of(make_tuner(moving).steps())
+            found[kind, name] = {"records": records, "weights": arrays_of(moving), "info": loaded.info}
+        found[kind, "held"] = most, base.sizes
+    return found
+
+
+def prepare_from_files(rank, *, folders):
+    """Prepares from files that are not the same for all."""
+    base = StreamedBase(locate(str(folders[rank])), dtype="float32")
+    base.keep_ends()
+    prepare(base.model, base.family, SELECTIONS["lora on one block"], workers=join_workers("fsdp2"), base=base)
 
 
 def race_rates(rank, *, sharding):

@@ -6,7 +6,7 @@ import pytest
 import several_processes as several
 import torch
 from kept_states import files_in
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_runs import N_LAYERS, RECIPE, make_rows
 
 from tunescope.engine import Workers, join_workers, prepare
@@ -113,6 +113,37 @@ def test_a_tail_alone_in_memory_can_be_cut(tmp_path):
     )
     assert found == [found[0]] * 2
     assert found[0] == pytest.approx(losses, abs=1e-5)
+
+
+def test_blocks_are_read_and_cut_one_by_one_with_the_same_bits(tmp_path):
+    """Tied and untied heads, LoRA and weights; never more in memory than the parts, the ends, what moves, and one block."""
+    kinds = ("lora on all blocks", "lora on some blocks", "weights of parts", "full")
+    folders = [save_tiny(tmp_path / str(i), n_layers=N_LAYERS, family=f) for i, f in enumerate(("llama", "qwen2"))] * 2
+    n_workers = 2
+    for answer in several.together(
+        several.tune_from_files, n_workers, tmp_path, sharding="fsdp2", folders=folders, kinds=kinds
+    ):
+        assert not isinstance(answer, str), answer
+        for kind in kinds:
+            cut, first = answer[kind, "cut"], answer[kind, "read first"]
+            assert cut["records"] == first["records"] and len(cut["records"]) == 6
+            assert all((cut["weights"][name] == weight).all() for name, weight in first["weights"].items())
+            held, sizes = answer[kind, "held"]
+            ends = sizes.whole - sum(sizes.blocks)
+            lora = 4 * sum(w.size for w in cut["weights"].values()) if kind.startswith("lora") else 0
+            assert ends < held <= ends + lora + sum(sizes.blocks[:-1]) / n_workers + sizes.blocks[-1] + 4096
+
+
+def test_a_block_that_another_worker_reads_otherwise_is_refused(tmp_path):
+    one = save_tiny(tmp_path / "one", n_layers=N_LAYERS)
+    other = save_tiny(tmp_path / "other", n_layers=N_LAYERS)
+    weights = load_file(other / "model.safetensors")
+    weights["model.layers.2.mlp.up_proj.weight"][0, 0] += 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    for answer in several.together(several.prepare_from_files, 2, tmp_path, folders=[one, other]):
+        assert answer.startswith(
+            "IntegrityError: block.2 of the base model: 1 tensors are not the same on all 2 workers"
+        )
 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])

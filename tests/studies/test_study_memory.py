@@ -59,7 +59,15 @@ def limited(folder: Path, base: Path, allowed: int | None, **changes: Any) -> Co
 
 
 @pytest.fixture(scope="module")
-def runs(base: Path, allowed: int, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+def told() -> dict[str, Notes]:
+    """What the two runs said."""
+    return {"streamed": Notes(), "held": Notes()}
+
+
+@pytest.fixture(scope="module")
+def runs(
+    base: Path, allowed: int, told: dict[str, Notes], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, RunFolder]:
     """The same study with the base streamed and held, tuned from the same kept states."""
     root = tmp_path_factory.mktemp("runs")
     return {name: poc.run(limited(root / name, base, limit)) for name, limit in (("streamed", allowed), ("held", None))}
@@ -82,6 +90,14 @@ def test_every_answer_of_every_arm_is_the_same(runs: dict[str, RunFolder]) -> No
 def test_the_run_says_what_was_in_memory(runs: dict[str, RunFolder], sizes: models.Sizes) -> None:
     said = {name: run.read_json("environment.json")["model"]["weight_bytes"] for name, run in runs.items()}
     assert said == {"streamed": sizes.tail(3), "held": sizes.whole}
+
+
+def test_slow_generation_is_said_where_it_happens(runs: dict[str, RunFolder], told: dict[str, Notes]) -> None:
+    slow = {
+        name: [note for note in said.notes if "read from disk once for every token" in note]
+        for name, said in told.items()
+    }
+    assert [note.partition(":")[0] for note in slow["streamed"]] == ARMS and slow["held"] == []
 
 
 def test_no_more_weights_are_held_than_allowed(base: Path, allowed: int, tmp_path: Path) -> None:

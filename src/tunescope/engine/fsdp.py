@@ -7,6 +7,7 @@ outside the blocks (embeddings, final norm, head) is whole on every process: it 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tunescope.engine.workers import Workers
 from tunescope.errors import ConfigError
-from tunescope.models import KeptStates, blocks
+from tunescope.models import KeptStates, StreamedBase, blocks
 
 METHODS = ("lora", "weights")
 
@@ -34,19 +35,27 @@ def check_shardable(method: str, workers: Workers) -> None:
         )
 
 
-def shard_blocks_(model: Any, workers: Workers) -> None:
+def shard_blocks_(model: Any, workers: Workers, base: StreamedBase | None = None) -> None:
     """Cuts the blocks of a prepared model over the processes; what requires a gradient still does.
 
     Args:
-        model: the model, PEFT-wrapped or not; blocks whose weights are not in memory stay as they are.
+        model: the model, PEFT-wrapped or not.
         workers: who holds the parts.
+        base: where blocks that are not in memory are read, one after the other; without it they stay as they are.
+
+    Raises:
+        ModelError: a weight cannot be read.
+        IntegrityError: a block is not the same for all processes.
     """
     device = next(p for p in model.parameters() if not p.is_meta).device
     mesh = DeviceMesh.from_group(workers.group, device.type)
     units: list[FSDPModule] = []
-    for block in blocks(model):
+    for i, block in enumerate(blocks(model)):
         if any(p.is_meta for p in block.parameters()):
-            continue
+            if base is None:
+                continue
+            workers.agreed(partial(base.keep_block, i))
+            workers.check_equal(f"block.{i} of the base model", dict(block.named_parameters()))
         unit = fully_shard(block, mesh=mesh, reshard_after_forward=True)
         # The loss is divided by all targets of the step already, so gradients are summed; gloo has no other sum with a factor.
         unit.set_gradient_divide_factor(1.0)

@@ -16,7 +16,7 @@ from tunescope.engine.fsdp import check_shardable, is_cut, local, shard_blocks_
 from tunescope.engine.sparse import check_mask, merge_, module_path, sparse_layers, with_sparse, without_index_checks
 from tunescope.engine.workers import ALONE, Workers
 from tunescope.errors import ModelError, TunescopeError, did_you_mean
-from tunescope.models import PARTS, Family, bare, block_index, blocks, canonical_name, family_of
+from tunescope.models import PARTS, Family, StreamedBase, bare, block_index, blocks, canonical_name, family_of
 from tunescope.runs.records import Selection
 from tunescope.select import Mask
 
@@ -70,6 +70,7 @@ def prepare(
     seed: int = 0,
     mask: Mask | None = None,
     workers: Workers = ALONE,
+    base: StreamedBase | None = None,
 ) -> Moving:
     """Makes the selected weights movable.
 
@@ -85,6 +86,8 @@ def prepare(
         mask: the entries that may move, for method ``sparse`` alone; the selection comes from it (`select.selection_of`).
         workers: the processes that tune together, each of which prepares the same model in the same way (`join_workers`). With sharding
             ``fsdp2`` the blocks are cut over them, and the model then runs in the engine alone.
+        base: with sharding ``fsdp2``, where blocks come from that are not in memory: they are read and cut one by one, so that no process ever
+            holds more than its parts, the ends, and one block. Method ``lora`` or ``weights``.
 
     Returns:
         The prepared model; `Moving.selection` carries the counts.
@@ -109,7 +112,8 @@ def prepare(
     total = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
     torch.manual_seed(seed)
     if selection.method == "lora":
-        model = _with_lora(model, family, selection, lora_rank, lora_alpha)
+        with base.stand_ins() if base is not None else contextlib.nullcontext():
+            model = _with_lora(model, family, selection, lora_rank, lora_alpha)
     elif mask is not None:
         model = with_sparse(model, family, mask)
     else:
@@ -119,7 +123,7 @@ def prepare(
     )
     workers.check_equal("the base model", {n: p for n, p in model.named_parameters() if not p.is_meta})
     if workers.sharded:
-        shard_blocks_(model, workers)
+        shard_blocks_(model, workers, base)
     parameters = {canonical_name(n, family): p for n, p in model.named_parameters() if p.requires_grad}
     if mask is not None:
         # A checkpoint of another mask may have the same shapes; under these names it is refused.

@@ -93,6 +93,8 @@ class StreamedBase:
         self.model = _without_weights(located, self.dtype, self.device)
         self.family: Family = family_of(self.model.config.model_type)
         self._sources = self._find_sources()
+        # Modules, not their paths: an adapter moves a layer to another place of the tree.
+        self._places = {name: self._place(name) for name in self._sources}
         for module in (*blocks(self.model), self.model.get_input_embeddings(), self.model.get_output_embeddings()):
             module.register_forward_pre_hook(_refuse_absent)
         self.sizes = self._measure()
@@ -135,6 +137,75 @@ class StreamedBase:
         wanted += [] if self._tied else [self._head_name()]
         for name in [*wanted, *(n for i in range(k, n_layers) for n in self._names(f"{self.family.blocks}.{i}."))]:
             self._bring(name)
+
+    def keep_ends(self) -> None:
+        """Brings the embeddings and the head into memory for good, and no block.
+
+        Raises:
+            ModelError: a weight cannot be read.
+        """
+        for name in {self._embedding_name(): None, **({} if self._tied else {self._head_name(): None})}:
+            self._bring(name)
+
+    def keep_block(self, index: int) -> None:
+        """Brings a block into memory for good; what has been told to move still does.
+
+        Args:
+            index: its number.
+
+        Raises:
+            ModelError: a weight cannot be read.
+        """
+        for name in self._names(f"{self.family.blocks}.{index}."):
+            self._bring(name)
+
+    @contextlib.contextmanager
+    def stand_ins(self) -> Iterator[None]:
+        """Puts weights that take no memory in place of those that are absent while it lasts, so that adapters are made as on a whole model.
+
+        PEFT puts an adapter where the weight of its layer lies, and there is nothing on the device ``meta``.
+        """
+        absent = {name: self._parameter(name) for name in self._sources if self._parameter(name).is_meta}
+        try:
+            for name, parameter in absent.items():
+                zero = torch.zeros((), dtype=parameter.dtype, device=self.device).expand(parameter.shape)
+                self._put(name, nn.Parameter(zero, requires_grad=parameter.requires_grad))
+            yield
+        finally:
+            for name, parameter in absent.items():
+                self._put(name, parameter)
+
+    def loaded(self, weight_bytes: int) -> Loaded:
+        """Returns the model with its tokenizer and facts.
+
+        Args:
+            weight_bytes: what of it is in memory, for `ModelInfo`.
+
+        Raises:
+            ModelError: there is no readable tokenizer.
+        """
+        from transformers import AutoTokenizer
+
+        located = self.located
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(located.path, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # tokenizers and transformers each raise their own kinds
+            raise ModelError(
+                f"{located.path}: has no readable tokenizer ({str(error).splitlines()[0][:200]})"
+            ) from None
+        info = ModelInfo(
+            name=located.name,
+            source=located.source,
+            folder=located.path,
+            revision=located.revision,
+            sha256=located.sha256,
+            family=self.family.name,
+            n_layers=len(blocks(self.model)),
+            parameters=self.sizes.whole // self.dtype.itemsize,
+            weight_bytes=weight_bytes,
+            license=located.license,
+        )
+        return Loaded(self.model, tokenizer, self.family, info)
 
     def read_when_run(self) -> None:
         """Lets blocks and embeddings that are not in memory run: each is read when its turn comes, and dropped again.
@@ -201,7 +272,7 @@ class StreamedBase:
 
     @contextlib.contextmanager
     def _in_memory(self, names: list[str]) -> Iterator[None]:
-        absent = {name: self.model.get_parameter(name) for name in names}
+        absent = {name: self._parameter(name) for name in names}
         try:
             for name in names:
                 self._bring(name)
@@ -210,15 +281,27 @@ class StreamedBase:
             for name, parameter in absent.items():
                 self._put(name, parameter)
 
+    def _parameter(self, name: str) -> nn.Parameter:
+        module, leaf = self._places[name]
+        found = module._parameters[leaf]
+        assert found is not None
+        return found
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        path, _, leaf = name.rpartition(".")
+        return self.model.get_submodule(path), leaf
+
     def _bring(self, name: str) -> None:
+        absent = self._parameter(name)
         weight = self._files.read(self._sources[name], dtype=self.dtype, device=self.device)
         self.bytes_read += weight.nbytes
-        self._put(name, nn.Parameter(weight, requires_grad=False))
+        # What is going to move has been made ready without its numbers: in the format of masters, say.
+        self._put(name, nn.Parameter(weight.to(absent.dtype), requires_grad=absent.requires_grad))
 
     def _put(self, name: str, parameter: nn.Parameter) -> None:
-        path, _, leaf = name.rpartition(".")
+        module, leaf = self._places[name]
         tied = self._tied and name == self._embedding_name()
-        self.model.get_submodule(path)._parameters[leaf] = parameter
+        module._parameters[leaf] = parameter
         if tied:
             self.model.get_output_embeddings().weight = parameter
 
@@ -275,29 +358,11 @@ def load_tail(
         >>> lowest_block(tail.model), tail.info.n_layers, tail.info.weight_bytes < 4 * tail.info.parameters
         (3, 4, True)
     """
-    from transformers import AutoTokenizer
-
     base = StreamedBase(located, dtype=dtype, device=device)
     base.keep_tail(k)
     if read_below:
         base.read_when_run()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(located.path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers and transformers each raise their own kinds
-        raise ModelError(f"{located.path}: has no readable tokenizer ({str(error).splitlines()[0][:200]})") from None
-    info = ModelInfo(
-        name=located.name,
-        source=located.source,
-        folder=located.path,
-        revision=located.revision,
-        sha256=located.sha256,
-        family=base.family.name,
-        n_layers=len(blocks(base.model)),
-        parameters=base.sizes.whole // base.dtype.itemsize,
-        weight_bytes=base.sizes.whole if k == 0 else base.sizes.tail(k),
-        license=located.license,
-    )
-    return Loaded(base.model, tokenizer, base.family, info)
+    return base.loaded(base.sizes.whole if k == 0 else base.sizes.tail(k))
 
 
 def lowest_block(model: Any) -> int:

@@ -44,6 +44,25 @@ def load_base(
     return models.load_tail(located, lowest, dtype=config.dtype, device=device, read_below=True)
 
 
+def load_ends(config: Config, located: Located, device: str) -> tuple[Loaded, StreamedBase]:
+    """Loads the ends of the base alone, for processes that will hold a part of every block each.
+
+    Args:
+        config: the settings.
+        located: the model's files.
+        device: torch device.
+
+    Returns:
+        The base, and where its blocks are read.
+
+    Raises:
+        ModelError: the model cannot be loaded block by block.
+    """
+    base = StreamedBase(located, dtype=config.dtype, device=device)
+    base.keep_ends()
+    return base.loaded(base.sizes.whole - sum(base.sizes.blocks)), base
+
+
 def is_streamed(loaded: Loaded) -> bool:
     """Says whether only the last blocks of a base are in memory."""
     return models.lowest_block(loaded.model) > 0

@@ -12,6 +12,7 @@ from tunescope.data import Example, Task
 from tunescope.models import Loaded
 from tunescope.runs.records import Answer, Forecast
 from tunescope.studies.asking import Asker, answering
+from tunescope.studies.base_model import is_streamed
 from tunescope.studies.bench import TUNED, Bench, Group, test_groups
 from tunescope.studies.beside import Beside
 from tunescope.studies.inputs import GUARD, encode_all
@@ -40,7 +41,7 @@ def measure_arm(bench: Bench, arm: str, cost: Forecast, progress: Progress, *, w
     change = engine.weight_change(loaded, weights, arm=arm) if weights else None
     model = tuned_model(bench, loaded, weights) if weights else loaded.model
     asker = Asker(bench, arm, model, progress)
-    _say_who_answers(bench, arm, asker, progress)
+    _say_who_answers(bench, arm, asker, progress, streamed=is_streamed(loaded))
     with engine.Meter(bench.device) as meter:
         rows = _test_rows(bench, asker, groups)
         own = [Answer.from_dict(row["answer"]) for row in rows]
@@ -89,9 +90,16 @@ def _guard_rows(bench: Bench, model: Any, groups: Sequence[Group], progress: Pro
     return [shared | {"answer": Answer("", float(loss)).to_dict()} for loss in losses]
 
 
-def _say_who_answers(bench: Bench, arm: str, asker: Asker, progress: Progress) -> None:
-    """Says it where a server is set: no arm may be answered elsewhere than a reader thinks."""
-    if bench.config.generation.endpoint is None or all(task.labels for task in bench.inputs.tasks):
+def _say_who_answers(bench: Bench, arm: str, asker: Asker, progress: Progress, *, streamed: bool) -> None:
+    """Says it where a server is set: no arm may be answered elsewhere than a reader thinks. And where generating here takes long."""
+    if all(task.labels for task in bench.inputs.tasks):
+        return
+    if streamed and asker.server is None:
+        progress.note(
+            f"{arm}: free answers are generated from a base that is read from disk once for every token; a server takes far less time "
+            "(generation.endpoint)"
+        )
+    if bench.config.generation.endpoint is None:
         return
     if asker.server is not None:
         progress.note(f"{arm}: free answers come from {asker.server.name}")

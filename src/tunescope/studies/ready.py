@@ -10,6 +10,7 @@ from tunescope import engine
 from tunescope.config import Config
 from tunescope.models import Loaded
 from tunescope.runs.records import Selection
+from tunescope.studies.base_model import load_ends
 from tunescope.studies.bench import Bench
 from tunescope.studies.kept_states import kept_states
 from tunescope.studies.mask_files import mask_of
@@ -79,8 +80,9 @@ def make_ready(
     """Loads the base and prepares what an arm moves; with `start` from saved weights of the same selection."""
     config, tuning = bench.config, bench.config.tuning
     rows = training_rows(config, bench.inputs, bench.chat)
-    loaded = bench.load()
-    engine.check_tail(loaded.model, selection)
+    loaded, base = load_ends(config, bench.located, bench.device) if workers.sharded else (bench.load(), None)
+    if base is None:
+        engine.check_tail(loaded.model, selection)
     moving = engine.prepare(
         loaded.model,
         loaded.family,
@@ -90,6 +92,7 @@ def make_ready(
         seed=config.seed,
         mask=mask_of(bench.run, arm, selection),
         workers=workers,
+        base=base,
     )
     states = kept_states(bench, loaded, moving, rows, checks.validation, progress)
     terms = loss_terms(config, bench.inputs, bench.chat, moving, states)
