@@ -70,7 +70,10 @@ def runs(
 ) -> dict[str, RunFolder]:
     """The same study with the base streamed and held, tuned from the same kept states."""
     root = tmp_path_factory.mktemp("runs")
-    return {name: poc.run(limited(root / name, base, limit)) for name, limit in (("streamed", allowed), ("held", None))}
+    return {
+        name: poc.run(limited(root / name, base, limit), progress=told[name])
+        for name, limit in (("streamed", allowed), ("held", None))
+    }
 
 
 def test_tuning_comes_to_the_same_bits(runs: dict[str, RunFolder]) -> None:
