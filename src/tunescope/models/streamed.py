@@ -144,7 +144,7 @@ class StreamedBase:
         Raises:
             ModelError: a weight cannot be read.
         """
-        for name in {self._embedding_name(): None, **({} if self._tied else {self._head_name(): None})}:
+        for name in [self._embedding_name(), *([] if self._tied else [self._head_name()])]:
             self._bring(name)
 
     def keep_block(self, index: int) -> None:
