@@ -358,3 +358,9 @@ def test_a_stream_that_is_not_done_cannot_be_compared(tmp_path: Path) -> None:
     (folders[1] / "stream.json").unlink()
     with pytest.raises(RunError, match="--resume"):
         report.compare(folders, out=tmp_path / "side.html")
+
+
+def test_a_sentence_names_a_few_tasks_and_counts_the_rest() -> None:
+    row = {"code": "few_examples", "tasks": [f"task{i}" for i in range(11)], "needed": 30}
+    assert "“task7” and 3 others): their intervals" in stream_overview.advice(row, Words("en")).replace(", and", " and")
+    assert "others" not in stream_overview.advice(row | {"tasks": row["tasks"][:8]}, Words("en"))  # type: ignore[index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunescope.report.sections.overview import alarm
@@ -12,6 +12,7 @@ from tunescope.report.tables import Section, absent
 from tunescope.report.wording import NONE, Words
 
 KEY = "stream"
+_NAMED = 8  # tasks in one sentence
 
 
 def section(run: RunSource, words: Words) -> Section:
@@ -97,6 +98,13 @@ def _interval(measure: Mapping[str, Any], writer: Any, words: Words) -> str:
     return words.interval(measure.get("low"), measure.get("high"), writer)
 
 
+def _named(tasks: Sequence[str], words: Words) -> list[str]:
+    """The first tasks, and how many are left."""
+    named = [words("format.quoted", text=task) for task in tasks[:_NAMED]]
+    rest = len(tasks) - len(named)
+    return [*named, words("stream_advice.others", count=words.count(rest))] if rest else named
+
+
 def advice(row: Mapping[str, Any], words: Words) -> str:
     """Returns one piece of advice in words; an unknown code as it was recorded."""
     code = str(row.get("code", ""))
@@ -108,7 +116,7 @@ def advice(row: Mapping[str, Any], words: Words) -> str:
     if code == "lost" and not tasks:
         key = "stream_advice.lost_together"
     values: dict[str, object] = {
-        "tasks": words.listing([words("format.quoted", text=task) for task in tasks[:8]]),
+        "tasks": words.listing(_named(tasks, words)),
         "count": words.count(len(tasks)),
         "total": words.count(row.get("n_tasks")),
         "points": words.points(row.get("difference")),
