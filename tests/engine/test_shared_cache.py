@@ -37,13 +37,22 @@ def join(processes):
         assert process.exitcode == 0
 
 
-def size_of(root):
-    total = 0
+def sizes_in(root):
+    """Bytes of every file; one that goes while they are read has none."""
+    found = {}
     for ending in (".states", ".index"):
         for file in files_in(root, ending):
             with contextlib.suppress(FileNotFoundError):  # evicted since
-                total += file.stat().st_size
-    return total
+                found[file] = file.stat().st_size
+    return found
+
+
+def size_of(root):
+    """Bytes of all files at one moment: what is read while files grow and go is no sum that ever was, so it is read until two readings agree."""
+    before = sizes_in(root)
+    while (now := sizes_in(root)) != before:
+        before = now
+    return sum(now.values())
 
 
 def test_processes_that_fill_the_same_rows_at_once_get_the_right_numbers(tmp_path):
