@@ -19,7 +19,7 @@ import torch
 from tunescope import __version__
 from tunescope.engine.entries import OpenShelf, name_of
 from tunescope.engine.shards import RECORD_BYTES, DamagedError
-from tunescope.engine.shelves import BudgetError, Shelf, room_for
+from tunescope.engine.shelves import BudgetError, Shelf, locked, room_for
 from tunescope.errors import TunescopeError
 from tunescope.models.packed import Row
 
@@ -293,9 +293,10 @@ class ActivationCache:
         if shelf.writer is not None and not self.root.is_dir():
             raise FileNotFoundError(errno.ENOENT, "it was removed")
         writer = shelf.writer_for(count, self._shard_bytes)
-        with self._room(shelf, count + len(entries) * RECORD_BYTES):
-            writer.claim(count)
-        writer.append(entries)
+        with_records = count + len(entries) * RECORD_BYTES
+        with self._room(shelf, with_records):
+            writer.claim(with_records)
+        writer.append(entries, settling=locked(self.root))
 
     @property
     def _shard_bytes(self) -> int:

@@ -249,11 +249,17 @@ class ShardWriter:
         self._file.truncate(self.size + count)
         self._claimed = self.size + count
 
-    def append(self, entries: Sequence[tuple[bytes, memoryview]]) -> None:
+    def append(
+        self,
+        entries: Sequence[tuple[bytes, memoryview]],
+        *,
+        settling: contextlib.AbstractContextManager[None] | None = None,
+    ) -> None:
         """Writes entries, and then their records. If that is broken off, none of them counts and the shard is at its end.
 
         Args:
             entries: name (32 bytes) and bytes of each; their size was claimed.
+            settling: entered while bytes that were claimed for records leave this file and come back in the index, so that nobody counts in between.
 
         Raises:
             OSError: they could not be written, for example on a full disk.
@@ -268,7 +274,11 @@ class ShardWriter:
         self.size = end  # before the records: what they describe is never written over
         indexed = self._index.tell()
         try:
-            _write_all(self._index, b"".join(record.packed(self._shelf) for record in records))
+            with settling or contextlib.nullcontext():
+                if self._claimed > end:
+                    self._file.truncate(end)
+                    self._claimed = end
+                _write_all(self._index, b"".join(record.packed(self._shelf) for record in records))
         except BaseException:
             with contextlib.suppress(OSError):
                 self._index.truncate(indexed)

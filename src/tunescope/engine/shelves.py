@@ -174,7 +174,7 @@ def room_for(
         BudgetError: what is in use leaves no room in the budget.
         OSError: the disk has no room, or the folder cannot be written.
     """
-    with _locked(root):
+    with locked(root):
         shards = sorted(all_shards(root), key=lambda shard: shard.used)
         over_budget = sum(shard.size_bytes for shard in shards) + count - budget_bytes
         over_disk = count + keep_free_bytes - shutil.disk_usage(root).free
@@ -370,8 +370,15 @@ def _readable(root: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """One process at a time; waiting ends, because whoever holds the lock may have been stopped."""
+def locked(root: Path) -> Iterator[None]:
+    """One process at a time; waiting ends, because whoever holds the lock may have been stopped.
+
+    Args:
+        root: the cache folder.
+
+    Raises:
+        OSError: another process holds the lock for seconds, or the folder cannot be written.
+    """
     with (root / "lock").open("ab") as file:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not lock(file, shared=False):
