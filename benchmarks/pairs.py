@@ -55,8 +55,8 @@ class Worker:
         return dict(json.loads(line))
 
 
-def fastest(row: str, sides: Sequence[str], console: Console) -> tuple[str, dict[str, float]]:
-    """Tries a peer's settings, one round each after a warm-up, and returns the best with the seconds of all.
+def fastest(row: str, sides: Sequence[str], console: Console) -> dict[str, float]:
+    """Tries a peer's settings, one round each after a warm-up, and returns the seconds of each.
 
     A setting whose warm-up alone takes twice as long as the best round is out: its seconds are those of the warm-up.
     """
@@ -68,7 +68,7 @@ def fastest(row: str, sides: Sequence[str], console: Console) -> tuple[str, dict
         seconds[side] = first if hopeless else worker.round()["seconds"]
         worker.close()
         console.print(f"  {side}: {seconds[side]:.1f} s")
-    return min(seconds, key=seconds.__getitem__), seconds
+    return seconds
 
 
 def interleave(row: str, ours: str, peer: str, n_pairs: int, console: Console) -> dict[str, Any]:

@@ -30,17 +30,18 @@ def table(found: list[dict[str, Any]]) -> str:
     head = "| work | against | times as fast | wanted | quality, ours · theirs | peak memory, ours · theirs |"
     lines = [head, "| --- " * 6 + "|"]
     for result in found:
-        comparisons = [(result["against_peer"], result["target"]), *((c, None) for c in result["beside"].values())]
+        comparisons = [(result["against_peer"], result["target"])]
+        comparisons += [(beside, beside["target"]) for beside in result["beside"].values()]
         lines += [_row(result["title"], comparison, target) for comparison, target in comparisons]
     return "\n".join(lines)
 
 
-def _row(title: str, compared: dict[str, Any], target: float | None) -> str:
+def _row(title: str, compared: dict[str, Any], target: float) -> str:
     ratio = compared["to_same_quality"] or compared["ratio"]
     ours, peer = compared["ours"], compared["peer"]
     spread = f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
     peaks = " · ".join(f"{compared['peak_bytes'][side] / 2**30:.2f} GiB" for side in (ours, peer))
-    wanted = "–" if target is None else f"{target:g}{' ✓' if ratio['median'] >= target else ' **missed**'}"
+    wanted = f"{target:g}{' ✓' if ratio['median'] >= target else ' **missed**'}"
     return f"| {title} | {peer} | {spread} | {wanted} | {_quality(compared)} | {peaks} |"
 
 

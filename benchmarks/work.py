@@ -14,7 +14,6 @@ import torch
 from tunescope import config as settings
 from tunescope import engine, models
 from tunescope.data import ChatFormat, Encoded, Example, read_file
-from tunescope.models import pack
 from tunescope.runs.records import Selection
 from tunescope.samples import quickstart_config
 
@@ -88,11 +87,6 @@ def recipe(num_epochs: int) -> engine.Recipe:
 def tokens_of(rows: Sequence[Encoded]) -> int:
     """Returns the tokens in rows, padding not counted."""
     return sum(len(row) for row in rows)
-
-
-def packed_tokens(rows: Sequence[Encoded]) -> int:
-    """Returns the tokens of one pass over rows in which a common beginning is computed once."""
-    return pack(rows).layout.n_tokens
 
 
 def done(rows: Sequence[Encoded], num_epochs: int = 1) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""One module per row of the table; each has SIDES, OURS and PEERS."""
+"""One module per row of the table; each has TITLE, SIDES, OURS, PEERS, TARGET, and if it likes BESIDE: other sides -> the ratio wanted."""

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from benchmarks import work
 from tunescope.models import continuation_logprobs
 
 TITLE = "few-shot multiple choice, 5 examples in the prompt"
 TARGET = 5.0
-_SHOTS, _QUESTIONS = 5, 24
-_LABELS = (" supported", " contradicted", " not stated")
+_TASK, _SHOTS, _QUESTIONS = "sentiment", 5, 48
+_LABELS = (" positive", " negative")
 
 
 def _requests() -> list[str]:
-    train, test = work.sample_tasks()["entailment"]
+    train, test = work.sample_tasks()[_TASK]
     shown = "\n\n".join(f"{e.prompt_text}\nAnswer: {e.targets[0]}" for e in train[:_SHOTS])
     return [f"{shown}\n\n{e.prompt_text}\nAnswer:" for e in test[:_QUESTIONS]]
+
+
+def _quality(predictions: list[int]) -> dict[str, Any]:
+    """The predictions, and the share of them that is right."""
+    test = work.sample_tasks()[_TASK][1][:_QUESTIONS]
+    right = [_LABELS[p].strip() == e.targets[0] for p, e in zip(predictions, test, strict=True)]
+    return {"predictions": predictions, "accuracy": sum(right) / len(right)}
 
 
 def _ours() -> Callable[[], work.Round]:
@@ -27,8 +35,8 @@ def _ours() -> Callable[[], work.Round]:
 
     def one_round() -> work.Round:
         started = time.perf_counter()
-        found = continuation_logprobs(loaded.model, prompts, labels).argmax(1).tolist()
-        return work.Round(time.perf_counter() - started, _done(prompts), {"predictions": found})
+        found = continuation_logprobs(loaded.model, prompts, labels, float32_head=True).argmax(1).tolist()
+        return work.Round(time.perf_counter() - started, _done(prompts), _quality(found))
 
     return one_round
 
@@ -52,7 +60,7 @@ def _harness(batch_size: int, dtype: str) -> work.Side:
             logs = [log for log, _ in harness.loglikelihood(requests, disable_tqdm=True)]
             seconds = time.perf_counter() - started
             rows = [logs[i : i + len(_LABELS)] for i in range(0, len(logs), len(_LABELS))]
-            return work.Round(seconds, _done(prompts), {"predictions": [row.index(max(row)) for row in rows]})
+            return work.Round(seconds, _done(prompts), _quality([row.index(max(row)) for row in rows]))
 
         return one_round
 

@@ -84,11 +84,12 @@ def test_every_prompt_is_read_once() -> None:
     model, read = tiny_model(), []
     seen: list[int] = []
     handle = decoder(model).register_forward_pre_hook(
-        lambda _m, _a, kwargs: read.append(int(kwargs["attention_mask"].sum())), with_kwargs=True
+        lambda _m, _a, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
-    capture(model, PROMPTS, batch_tokens=40, done=seen.append)
+    apart = [[200 + i, *prompt] for i, prompt in enumerate(PROMPTS)]  # nothing to share
+    capture(model, apart, batch_tokens=40, done=seen.append)
     handle.remove()
-    assert sum(read) == sum(map(len, PROMPTS))
+    assert sum(read) == sum(map(len, apart))
     assert sum(seen) == len(PROMPTS)
     assert len(read) == len(seen) > 1
 
@@ -110,6 +111,15 @@ def test_flags_and_hooks_are_as_before_after_success_and_failure() -> None:
     assert [module.training for module in model.modules()] == flags
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in blocks(model))
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+
+
+def test_what_is_not_finite_stays_in_its_prompt() -> None:
+    model = tiny_model(n_layers=3)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[60] = float("nan")
+    # In one pass: the other prompts, of lengths that are filled up in attention, are read before the error names the third.
+    with pytest.raises(UserError, match=r"for prompt 2 \(counted from 0\), 2 of 7 prompts in all"):
+        capture(model, PROMPTS)
 
 
 @pytest.mark.parametrize(

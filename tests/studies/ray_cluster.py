@@ -16,6 +16,8 @@ from typing import IO, Any
 import psutil
 from workers import _context
 
+from tunescope.cli.main import main
+
 # Without a password: the nodes live for a minute. As nice as the tests are, not nicer: on a busy core they would wait for ever.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -26,6 +28,7 @@ QUIET = {
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
 }
+Entry = Callable[[list[str]], None]
 LIMIT_SECONDS = 400  # a hard limit, far above what a command takes alone on a core
 
 
@@ -150,13 +153,13 @@ class Session:
         self.process.start()
         there.close()
 
-    def start(self, arguments: Sequence[str], output: Path) -> InSession:
-        """Begins a command."""
-        return InSession(self, arguments, output)
+    def start(self, arguments: Sequence[str], output: Path, entry: Entry = main) -> InSession:
+        """Begins a command, or another function of a module that both processes can import."""
+        return InSession(self, arguments, output, entry)
 
-    def run(self, arguments: Sequence[str], output: Path) -> tuple[int, str]:
+    def run(self, arguments: Sequence[str], output: Path, entry: Entry = main) -> tuple[int, str]:
         """Runs a command to its end; returns its exit code and what it printed."""
-        begun = self.start(arguments, output)
+        begun = self.start(arguments, output, entry)
         return begun.code(), begun.said()
 
     def close(self) -> None:
@@ -170,9 +173,9 @@ class Session:
 class InSession(Command):
     """A command of a session."""
 
-    def __init__(self, session: Session, arguments: Sequence[str], output: Path) -> None:
+    def __init__(self, session: Session, arguments: Sequence[str], output: Path, entry: Entry) -> None:
         self.output, self.process, self._session = output, session.process, session
-        self._session.here.send((list(arguments), str(output)))
+        self._session.here.send((list(arguments), str(output), entry))
 
     def ended(self) -> bool:
         """Whether it has, or the session."""
@@ -185,7 +188,7 @@ class InSession(Command):
 
 def _alone(arguments: list[str], output: str) -> None:
     _prepare()
-    sys.exit(_run(arguments, output))
+    sys.exit(_run(arguments, output, main))
 
 
 def _serve(there: Any, address: str) -> None:
@@ -197,10 +200,10 @@ def _serve(there: Any, address: str) -> None:
     ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
     while True:
         try:
-            arguments, output = there.recv()
+            arguments, output, entry = there.recv()
         except EOFError:
             return
-        there.send(_run(arguments, output))
+        there.send(_run(arguments, output, entry))
 
 
 def _prepare() -> None:
@@ -211,15 +214,13 @@ def _prepare() -> None:
     torch.set_num_threads(1)
 
 
-def _run(arguments: list[str], output: str) -> int:
+def _run(arguments: list[str], output: str, entry: Entry) -> int:
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
     os.close(file)
-    from tunescope.cli.main import main
-
     try:
-        main(arguments)
+        entry(arguments)
     except SystemExit as stop:
         sys.stdout.flush()
         return int(stop.code or 0)

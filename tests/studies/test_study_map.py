@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import random
 import shutil
@@ -52,9 +53,9 @@ def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_adapter(model, tmp_path_factory.mktemp("adapter") / "lora", scale=0.3)
 
 
-def save_adapter(model: Path, folder: Path, *, scale: float) -> Path:
+def save_adapter(model: Path, folder: Path, *, scale: float, first: int = 0) -> Path:
     loaded = models.load(str(model), dtype="bfloat16")
-    names = models.block_names(loaded.info.n_layers)
+    names = models.block_names(loaded.info.n_layers)[first:]
     moving = engine.prepare(
         loaded.model, loaded.family, Selection("lora", names, ("q", "v", "down"), "test"), lora_rank=2
     )
@@ -241,23 +242,59 @@ def test_the_base_model_is_afterwards_what_it_was_and_each_model_reads_each_prom
     bench = begin(checked, run, "", Silent())
     before = copy.deepcopy(checked.loaded.model.state_dict())
     kinds = [type(module) for module in checked.loaded.model.modules()]
-    read: list[int] = []
-    original = layers.capture
+    read: list[tuple[int, int]] = []
+    original = layers.capture_each
 
-    def counted(model: Any, prompts: Any, **more: Any) -> Any:
-        read.append(len(prompts))
-        return original(model, prompts, **more)
+    def counted(readers: Any, prompts: Any, **more: Any) -> Any:
+        read.append((len(readers), len(prompts)))
+        return original(readers, prompts, **more)
 
-    monkeypatch.setattr(layers, "capture", counted)
+    monkeypatch.setattr(layers, "capture_each", counted)
     study.layer_map(bench, checked.loaded, Silent())
     after = checked.loaded.model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert [type(module) for module in checked.loaded.model.modules()] == kinds
     assert not any(p.requires_grad for p in checked.loaded.model.parameters())
-    assert read == [13] * (3 * {"base": 1, "pair": 2, "mossa": 3}[mode])
+    assert read == [({"base": 1, "pair": 2, "mossa": 3}[mode], 13)] * 3
     # Another study may wrap the same model: PEFT would warn if the first wrapping were still there.
     engine.prepare(checked.loaded.model, checked.loaded.family, Selection("lora", ("block.1",), ("q",), "test"))
+
+
+def test_blocks_below_those_of_an_adapter_are_read_once_for_both_models(
+    config: Callable[..., Config], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upper = save_adapter(model, tmp_path / "upper", scale=0.3, first=1)
+    maps = []
+    for name, common in (("shared", True), ("apart", False)):
+        settings = config("map.mode=pair", f"map.tuned={upper}", "map.causal_examples=1")
+        settings = settings.model_copy(update={"output_dir": tmp_path / name})
+        checked = check(settings, Silent(), needs_test=False)
+        bench = begin(checked, RunFolder.create(settings.output_dir, "", study="map", command=""), "", Silent())
+        n_layers = checked.loaded.info.n_layers
+        ran: list[int] = []
+        said: list[str] = []
+
+        class Noting(Silent):
+            def note(self, text: str, said: list[str] = said) -> None:
+                said.append(text)
+
+        hooks = [
+            block.register_forward_hook(lambda *_, i=i, ran=ran: ran.append(i))
+            for i, block in enumerate(models.blocks(checked.loaded.model))
+        ]
+        with monkeypatch.context() as patch:
+            patch.setattr(parts, "put_back_scores", lambda *_, **__: [])
+            if not common:
+                patch.setattr(layers, "first_changed_block", lambda *_: 0)
+            maps.append(parts.layer_map(bench, checked.loaded, Noting()))
+        for hook in hooks:
+            hook.remove()
+        wanted = [3, *[6] * (n_layers - 1)] if common else [6] * n_layers  # three tasks, a pass each
+        assert [ran.count(i) for i in range(n_layers)] == wanted
+        assert ("the tuned model is the base below block.1: read once for both" in said) is common
+    shared, apart = ([dataclasses.asdict(row) for row in found.scores] for found in maps)
+    assert shared == apart
 
 
 # Specialists and their cache

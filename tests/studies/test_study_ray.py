@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,13 +17,15 @@ from tiny_study import write_study
 from tunescope.config import load
 from tunescope.runs import ledger
 from tunescope.runs.folder import RunFolder
+from tunescope.studies import choices, poc
 from tunescope.studies import map as layer_map
-from tunescope.studies import poc
 
 pytest.importorskip("ray", reason="needs the extra ray: pip install 'tunescope[ray]'")
 
 SAME_BYTES = ("results.json", "samples.jsonl", "risk.json", "verdict.json", "layers.json", "data.json")
 ARMS = ["nothing", "selected", "full"]
+SHORT = ["tuning.num_epochs=1", "tuning.learning_rate=1e-3", "data.max_train_examples=8"]
+SCORES = ["gradient_norm"]
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +187,25 @@ def test_specialists_of_a_map_are_the_same_files(study: Path, session: Session, 
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "there").glob("*.safetensors")}
     here, away = (json.loads((tmp_path / name / "layers.json").read_text()) for name in ("run-here", "run-there"))
     assert here["scores"] == away["scores"]
+
+
+def two_seeds(arguments: list[str]) -> None:
+    """A study over seeds, as ``dev/choices.py`` runs it, on the cluster."""
+    study, folder = map(Path, arguments)
+    choices.run(load(study, [f"output_dir={folder}", *SHORT, "engine.backend=ray"]), scores=SCORES, seeds=(1, 2))
+    sys.exit(0)
+
+
+def test_a_study_over_seeds_is_the_same_on_the_cluster(study: Path, session: Session, tmp_path: Path) -> None:
+    code, said = session.run([str(study), str(tmp_path / "ray")], tmp_path / "said.txt", two_seeds)
+    assert code == 0, said
+    here = choices.run(load(study, [f"output_dir={tmp_path / 'here'}", *SHORT]), scores=SCORES, seeds=(1, 2))
+    there = RunFolder(tmp_path / "ray").read_json(choices.RESULT)
+    seconds = [found.pop("tuning_seconds") for found in (here, there)]
+    assert seconds[0].keys() == seconds[1].keys()
+    assert here == there
+    for run in ("gradient_norm-1", "gradient_norm-2"):
+        assert_same(tmp_path / "ray" / run, tmp_path / "here" / run)
 
 
 def test_a_machine_that_does_not_see_the_run_folder_is_named(study: Path, session: Session, tmp_path: Path) -> None:

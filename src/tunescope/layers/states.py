@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,7 @@ import numpy.typing as npt
 import torch
 
 from tunescope.errors import UserError
-from tunescope.models import bare, blocks, common_prefix, decoder, device_of, length_batches
-from tunescope.models.slots import SlotCache, new_cache, read
-
-_SHORTEST_PREFIX = 16  # tokens: a shorter common start costs more to copy than to compute
-_SLOTS_PER_TOKEN = 4  # a copy of the start needs no computing, only memory: it counts as a quarter of its tokens
+from tunescope.models import Packed, Tokens, bare, blocks, pack, passes, run_blocks
 
 Pool = Callable[[int, torch.Tensor], None]
 
@@ -36,7 +33,24 @@ class States:
     mean: npt.NDArray[np.float32]
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Reader:
+    """One of several models of the same shape that read the same prompts.
+
+    Attributes:
+        model: the model, PEFT-wrapped or not.
+        first: its lowest block that differs from that of the first reader (`first_changed_block`). Below it nothing is computed again.
+            Of the first reader itself it means nothing.
+        name: what messages call it.
+        inside: makes the context that it reads in, such as ``model.disable_adapter``.
+    """
+
+    model: Any
+    first: int = 0
+    name: str = ""
+    inside: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+
+
 def capture(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -46,16 +60,16 @@ def capture(
 ) -> States:
     """Reads the states of all blocks in one forward pass over the prompts, without the head.
 
-    Prompts of similar length share a batch, padding is on the right, and each block's output is pooled as soon as it is there: no two
-    blocks' full states are held at once. Memory beyond the model and one batch: the result, 8 · (n_layers + 1) · n · d_model bytes.
-    What is read of a prompt does not depend on its batch, up to rounding in the model's number format. A start that all prompts share
-    (template, instruction) is computed once: of 57 Super-NaturalInstructions tasks it is three quarters of the text.
+    Prompts stand end to end, nothing is padded, and a start that prompts share (template, instruction) is computed once in a pass: of
+    57 Super-NaturalInstructions tasks it is three quarters of the text. Each block's output is pooled as soon as it is there: no two
+    blocks' full states are held at once. Memory beyond the model and one pass: the result, 8 · (n_layers + 1) · n · d_model bytes.
+    What is read of a prompt does not depend on the others in its pass, up to rounding in the model's number format.
 
     Args:
         model: the model, PEFT-wrapped or not; an adapter that is on takes part. Its training flags are put back afterwards.
         prompts: n rows of token ids, none empty.
-        batch_tokens: tokens per forward pass, padding included; a longer prompt gets a pass of its own.
-        done: called with the number of prompts of each batch.
+        batch_tokens: computed tokens per forward pass; a longer prompt gets a pass of its own.
+        done: called with the number of prompts of each pass.
 
     Returns:
         The states on the CPU.
@@ -73,90 +87,136 @@ def capture(
         >>> states.last.shape, bool((states.last[:, 1] == states.mean[:, 1]).all())  # a prompt of one token is its own mean
         ((3, 2, 32), True)
     """
+    return capture_each([Reader(model)], prompts, batch_tokens=batch_tokens, done=done)[0]
+
+
+@torch.no_grad()
+def capture_each(
+    readers: Sequence[Reader],
+    prompts: Sequence[Sequence[int]],
+    *,
+    batch_tokens: int = 4096,
+    done: Callable[[int], None] = lambda n: None,
+) -> list[States]:
+    """Reads the states of several models, as `capture` does; blocks that a model has in common with the first run once for both.
+
+    Args:
+        readers: at least one, all of the same depth and width.
+        prompts: as for `capture`.
+        batch_tokens: as for `capture`.
+        done: called with the number of prompts after each pass of each model.
+
+    Returns:
+        The states of every reader, the same bits as `capture` gives for its model.
+
+    Raises:
+        UserError: as `capture`; the message begins with the reader's name.
+
+    Example:
+        >>> from tunescope.layers.changed import first_changed_block
+        >>> from tunescope.testing import tiny_model
+        >>> base, tuned = tiny_model(n_layers=3), tiny_model(n_layers=3)
+        >>> _ = tuned.model.layers[2].mlp.down_proj.weight.data.mul_(2)
+        >>> models = [Reader(base), Reader(tuned, first_changed_block(base, tuned))]
+        >>> a, b = capture_each(models, [[5, 6, 7], [8]])
+        >>> [bool((a.last[place] == b.last[place]).all()) for place in range(4)]
+        [True, True, True, False]
+    """
     if not prompts:
         raise UserError("got no prompts: states need at least one")
     if empty := [i for i, prompt in enumerate(prompts) if not len(prompt)]:
         raise UserError(f"prompt {empty[0]} (counted from 0) is empty: every prompt needs at least one token")
     if batch_tokens < 1:
         raise UserError(f"batch_tokens is {batch_tokens}: use at least 1, better 4096")
-    n_layers, width = len(blocks(model)), int(bare(model).config.hidden_size)
-    device = device_of(model)
-    last = torch.empty((n_layers + 1, len(prompts), width), dtype=torch.float32)
-    mean = torch.empty_like(last)
-    with _evaluating(model):
-        start = _read_start(model, prompts, n_layers, device)
-        weights = [len(prompt) - start.length + start.length // _SLOTS_PER_TOKEN for prompt in prompts]
-        for batch in length_batches(weights, batch_tokens=batch_tokens):
-            ids, mask = (t.to(device) for t in _stack([prompts[i][start.length :] for i in batch]))
-            with _pooled(model, _pooler(mask, batch, last, mean, start)):
-                if start.cache is None:
-                    decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False)
+    rows = [Tokens(tuple(prompt), ()) for prompt in prompts]
+    found: list[_Found] = []
+    later = {reader.first for reader in readers[1:]}
+    for chosen in passes(rows, batch_tokens):
+        packed = pack([rows[i] for i in chosen])
+        pooler = _Pooler(packed, [len(rows[i].prompt_ids) for i in chosen])
+        shared: dict[int, torch.Tensor] = {}  # states at the blocks where other models go on from the first
+        for number, reader in enumerate(readers):
+            model = reader.model
+            with reader.inside(), _evaluating(model):
+                if number == len(found):
+                    found.append(_Found.empty(model, len(rows)))
+                if number and reader.first:
+                    found[number].begin_as(found[0], reader.first, chosen)
+                    _read(model, packed, pooler, found[number], chosen, shared, first=reader.first)
                 else:
-                    positions = start.length + torch.arange(ids.shape[1], device=device).expand(len(ids), -1)
-                    read(model, ids, positions, start.cache.spread(len(ids), start.length + ids.shape[1]))
-            done(len(batch))
-    _refuse_not_finite(last, mean)
-    return States(last.numpy(), mean.numpy())
+                    _read(model, packed, pooler, found[number], chosen, shared, keep=() if number else later)
+            done(len(chosen))
+    return [one.states(reader.name) for one, reader in zip(found, readers, strict=True)]
 
 
 @dataclass(frozen=True)
-class _Start:
-    """What all prompts begin with.
+class _Found:
+    """What one model's blocks held so far, as in `States`."""
 
-    Attributes:
-        length: its tokens; 0 where it is not worth the copies.
-        cache: its keys and values, or None.
-        sums: its states summed over the tokens (n_layers + 1, d_model), or None.
-    """
+    last: torch.Tensor
+    mean: torch.Tensor
 
-    length: int = 0
-    cache: SlotCache | None = None
-    sums: list[torch.Tensor] | None = None
+    @classmethod
+    def empty(cls, model: Any, n_prompts: int) -> _Found:
+        shape = (len(blocks(model)) + 1, n_prompts, int(bare(model).config.hidden_size))
+        return cls(torch.empty(shape), torch.empty(shape))
+
+    def begin_as(self, other: _Found, first: int, chosen: Sequence[int]) -> None:
+        """Takes over what another model's blocks below `first` held of some prompts."""
+        where = torch.as_tensor(chosen)
+        self.last[: first + 1, where] = other.last[: first + 1, where]
+        self.mean[: first + 1, where] = other.mean[: first + 1, where]
+
+    def states(self, name: str) -> States:
+        _refuse_not_finite(self.last, self.mean, name)
+        return States(self.last.numpy(), self.mean.numpy())
 
 
-def _read_start(model: Any, prompts: Sequence[Sequence[int]], n_layers: int, device: torch.device) -> _Start:
-    """Computes the common start of the prompts, if there is one."""
-    length = common_prefix(prompts) if len(prompts) > 1 else 0
-    if length < _SHORTEST_PREFIX:
-        return _Start()
-    sums = [torch.empty(0)] * (n_layers + 1)
+class _Pooler:
+    """Takes last token and mean out of a block's (1, n_tokens, d_model)."""
+
+    def __init__(self, packed: Packed, lengths: Sequence[int]) -> None:
+        self.segments: list[int] = []
+        starts: list[int] = []  # for each segment, the one that its group begins with
+        for group in packed.layout.groups:
+            starts += [len(self.segments)] * (1 + len(group.lengths))
+            self.segments += [group.prefix_length, *group.lengths]
+        self.lengths = torch.tensor(lengths)
+        self.ends = packed.places[self.lengths.cumsum(0) - 1]
+        self.own = torch.searchsorted(torch.tensor(self.segments).cumsum(0), self.ends, right=True)
+        self.shared = torch.tensor(starts)[self.own]
+
+    def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns, on the CPU and for every prompt, the state of its last token and the mean, float32 (n, d_model)."""
+        last = hidden[0].index_select(0, self.ends.to(hidden.device)).float().cpu()
+        sums = torch.stack(
+            [piece.sum(dim=0, dtype=torch.float32) for piece in torch.split(hidden[0], self.segments)]
+        ).cpu()
+        return last, (sums[self.own] + sums[self.shared]) / self.lengths[:, None]
+
+
+def _read(
+    model: Any,
+    packed: Packed,
+    pooler: _Pooler,
+    found: _Found,
+    chosen: Sequence[int],
+    shared: dict[int, torch.Tensor],
+    *,
+    first: int = 0,
+    keep: Collection[int] = (),
+) -> None:
+    """Reads one pass with one model: from block `first` on, whose input is in `shared`, or all; then blocks in `keep` put theirs there."""
+    where = torch.as_tensor(chosen)
 
     def pool(place: int, hidden: torch.Tensor) -> None:
-        sums[place] = hidden.sum(dim=1, dtype=torch.float32)[0]
+        found.last[place, where], found.mean[place, where] = pooler(hidden)
+        if place in keep:
+            shared[place] = hidden[0]
 
-    cache = new_cache(model, 1, length)
-    with _pooled(model, pool):
-        read(model, torch.as_tensor([prompts[0][:length]]).to(device), torch.arange(length, device=device)[None], cache)
-    return _Start(length, cache, sums)
-
-
-def _stack(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, (batch, pos), padded on the right."""
-    ids = torch.zeros((len(prompts), max(map(len, prompts))), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, prompt in enumerate(prompts):
-        ids[i, : len(prompt)] = torch.as_tensor(prompt)
-        mask[i, : len(prompt)] = 1
-    return ids, mask
-
-
-def _pooler(mask: torch.Tensor, batch: Sequence[int], last: torch.Tensor, mean: torch.Tensor, start: _Start) -> Pool:
-    """Returns what takes last token and mean out of a block's (batch, pos, d_model)."""
-    lengths = mask.sum(dim=1)
-    rows, ends = torch.arange(len(mask), device=mask.device), lengths - 1
-    padding = None if bool(mask.all()) else (mask == 0)[:, :, None]
-    where = torch.as_tensor(batch)
-
-    def pool(place: int, hidden: torch.Tensor) -> None:
-        hidden = hidden[:, : mask.shape[1]]  # `read` doubles a single token
-        last[place, where] = hidden[rows, ends].float().cpu()
-        kept = hidden if padding is None else hidden.masked_fill(padding, 0)
-        sums = kept.sum(dim=1, dtype=torch.float32)
-        if start.sums is not None:
-            sums = sums + start.sums[place]
-        mean[place, where] = (sums / (start.length + lengths)[:, None]).cpu()
-
-    return pool
+    if first < len(blocks(model)):
+        with _pooled(model, pool):
+            run_blocks(model, packed, first=first, states=shared[first] if first else None)
 
 
 @contextlib.contextmanager
@@ -192,13 +252,14 @@ def _evaluating(model: Any) -> Iterator[None]:
             module.training = training
 
 
-def _refuse_not_finite(last: torch.Tensor, mean: torch.Tensor) -> None:
+def _refuse_not_finite(last: torch.Tensor, mean: torch.Tensor, name: str) -> None:
     # A state that is not finite at any token makes the mean not finite, and in a causal model every later block.
     for place in range(len(last)):
         bad = ~(torch.isfinite(last[place]).all(dim=1) & torch.isfinite(mean[place]).all(dim=1))
         if bad.any():
             where = f"the output of block.{place - 1}" if place else "the input of block.0"
+            whose = f"{name}: " if name else ""
             raise UserError(
-                f"{where} is not finite (NaN or infinity) for prompt {int(bad.nonzero()[0])} (counted from 0), {int(bad.sum())} of "
+                f"{whose}{where} is not finite (NaN or infinity) for prompt {int(bad.nonzero()[0])} (counted from 0), {int(bad.sum())} of "
                 f"{len(bad)} prompts in all; use dtype float32, or weights that are not damaged"
             )

@@ -125,7 +125,9 @@ class Layout:
         """Returns, on a device and made once for all blocks: a real token for every place, which places are filled up, and `scatter`."""
         if device not in self._indices:
             filled = self.gather == self.n_tokens
-            found = (self.gather.clamp(max=self.n_tokens - 1), filled, self.scatter)
+            # The last token of its own segment: numbers that are not finite stay in the rows that they come from.
+            real = torch.where(filled, 0, torch.arange(len(filled))).cummax(0).values
+            found = (self.gather[real], filled, self.scatter)
             self._indices[device] = (found[0].to(device), found[1].to(device), found[2].to(device))
         return self._indices[device]
 

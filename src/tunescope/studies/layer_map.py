@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -76,6 +76,8 @@ def layer_map(bench: Bench, loaded: Loaded, progress: Progress, *, scratch: Path
         if with_tuned and config.map.tuned is not None:
             alone = config.map.mode == "mossa"
             tuned = stack.enter_context(tuned_beside(bench, loaded, config.map.tuned, alone=alone))
+            if tuned.first_changed:
+                progress.note(f"the tuned model is the base below block.{tuned.first_changed}: read once for both")
         with contextlib.ExitStack() as inner:
             opened: Specialists | None = None
             if config.map.mode == "mossa":
@@ -176,21 +178,19 @@ def _read_one(
     config, seed = bench.config, bench.config.seed
     started = time.perf_counter()
     ids = [row.prompt_ids for row in one.rows]
-    tick = ticker(progress)
-
-    def read(model: Any, which: str) -> Read:
-        with _naming(f"{which} model"):
-            states = layers.capture(model, ids, batch_tokens=config.evaluation.batch_tokens, done=tick)
-        kept = states.last if config.map.states == "last" else states.mean
-        return Read(kept, states.mean[:2].copy())
-
-    found: dict[str, Read] = {}
-    with _base_of(loaded, tuned, opened) as base:
-        found[BASE] = read(base, BASE)
+    readers = {BASE: _base_reader(loaded, tuned, opened)}
     if tuned is not None:
-        found[TUNED] = read(tuned.model, TUNED)
+        readers[TUNED] = layers.Reader(tuned.model, tuned.first_changed, f"{TUNED} model")
     if opened is not None:
-        found[SPECIALIST] = read(opened.put_on(one.task.name), SPECIALIST)
+        wear = functools.partial(opened.worn, one.task.name)
+        readers[SPECIALIST] = layers.Reader(opened.model, name=f"{SPECIALIST} model", inside=wear)
+    states_of = layers.capture_each(
+        list(readers.values()), ids, batch_tokens=config.evaluation.batch_tokens, done=ticker(progress)
+    )
+    found = {
+        which: Read(states.last if config.map.states == "last" else states.mean, states.mean[:2].copy())
+        for which, states in zip(readers, states_of, strict=True)
+    }
     captured = time.perf_counter()
     values, resampled, null = compare(found, config.map, seed)
     states = found[BASE].states
@@ -212,17 +212,14 @@ def _read_one(
     )
 
 
-@contextlib.contextmanager
-def _base_of(loaded: Loaded, tuned: Tuned | None, opened: Specialists | None) -> Iterator[Any]:
+def _base_reader(loaded: Loaded, tuned: Tuned | None, opened: Specialists | None) -> layers.Reader:
     """The base model, whatever is wrapped around it."""
+    name = f"{BASE} model"
     if opened is not None:
-        with opened.model.disable_adapter():
-            yield opened.model
-    elif tuned is not None:
-        with tuned.as_base() as base:
-            yield base
-    else:
-        yield loaded.model
+        return layers.Reader(opened.model, name=name, inside=opened.model.disable_adapter)
+    if tuned is not None and tuned.base is None:
+        return layers.Reader(tuned.model, name=name, inside=tuned.model.disable_adapter)
+    return layers.Reader(loaded.model, name=name)
 
 
 def _rows(prompts: Sequence[Prompts]) -> dict[str, tuple[Encoded, ...]]:

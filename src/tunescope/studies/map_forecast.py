@@ -53,7 +53,8 @@ class MapForecast(Record):
 def forecast_map(bench: Bench, loaded: Loaded, prompts: Sequence[Prompts], progress: Progress) -> MapForecast:
     """Reads a few prompts with the base model, compares random states, and extrapolates.
 
-    A step of tuning is counted as three forward passes over its tokens, the loss of the causal check as one.
+    A step of tuning is counted as three forward passes over its tokens, the loss of the causal check as one. That blocks which a tuned
+    model has in common with the base are read once is not counted: the model is not opened here.
     """
     config = bench.config
     progress.stage("forecast the cost", 2)

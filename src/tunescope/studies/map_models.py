@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunescope import engine, models
+from tunescope import engine, layers, models
 from tunescope.errors import ConfigError, ModelError
 from tunescope.models import Loaded, bare
 from tunescope.studies.bench import Bench
@@ -23,10 +23,12 @@ class Tuned:
     Attributes:
         model: the tuned model.
         base: the base model; None where the tuned one holds it, with its adapters switched off.
+        first_changed: its lowest block that differs from the base's.
     """
 
     model: Any
     base: Any
+    first_changed: int
 
     @property
     def put_back_to(self) -> Any:
@@ -124,13 +126,14 @@ def tuned_beside(bench: Bench, loaded: Loaded, folder: Path, *, alone: bool = Fa
     if (folder / "config.json").is_file():
         located = models.locate(str(folder))
         whole = models.load_located(located, dtype=bench.config.dtype, device=bench.device).model
-        yield Tuned(whole, loaded.model)
+        yield Tuned(whole, loaded.model, layers.first_changed_block(loaded.model, whole))
     elif alone or not _can_be_switched_off(folder):
-        yield Tuned(engine.attach(bench.load(), folder), loaded.model)
+        other = engine.attach(bench.load(), folder)
+        yield Tuned(other, loaded.model, layers.first_changed_block(loaded.model, other))
     else:
         model = engine.attach(loaded, folder)
         try:
-            yield Tuned(model, None)
+            yield Tuned(model, None, layers.first_changed_block(loaded.model, model))
         finally:
             model.unload()
 

@@ -61,6 +61,12 @@ class Specialists:
         self.model.requires_grad_(False)
         return self.model
 
+    @contextlib.contextmanager
+    def worn(self, task: str) -> Iterator[None]:
+        """The model is the specialist of a task inside, and what it is next afterwards."""
+        self.put_on(task)
+        yield
+
     def tune(self, one: Wanted, progress: Progress) -> None:
         """Tunes a specialist and puts it into the cache; interrupted, it goes on from the last checkpoint.
 
