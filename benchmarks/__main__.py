@@ -17,7 +17,7 @@ from benchmarks.pairs import fastest, interleave
 from benchmarks.table import write_table
 from tunescope.runs.environment import describe_environment
 
-ROWS = ("tuning", "tail", "demonstrations", "layer_map", "few_shot")
+ROWS = ("tuning", "tail", "demonstrations", "layer_map", "layer_map_top", "few_shot")
 _RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "lm-eval", "POT")
 

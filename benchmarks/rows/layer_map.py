@@ -6,6 +6,7 @@ null there; ours computes both. `bare` is the forward passes alone, batched by l
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from benchmarks import work
 from tunescope import layers
 from tunescope.models import decoder, length_batches
 
-TITLE = "layer map, base and tuned"
+TITLE = "layer map, base and a model tuned in all blocks"
 TARGET = 20.0
 _PER_TASK = 50
 _N_RESAMPLES, _N_PERMUTATIONS = 200, 100
@@ -32,25 +33,27 @@ def _prompts(chat: Any) -> list[list[tuple[int, ...]]]:
     ]
 
 
-def _pair() -> tuple[Any, Any, list[list[tuple[int, ...]]]]:
-    """Base, a model that differs from it in every block, and the prompts. The tuning itself is no part of the row."""
+def _pair(share: float) -> tuple[Any, Any, list[list[tuple[int, ...]]]]:
+    """Base, a model that differs from it in its upper blocks, and the prompts. The tuning itself is no part of the row."""
     loaded, chat = work.load()
     tuned, _ = work.load()
     torch.manual_seed(0)
+    n_changed = round(share * loaded.info.n_layers)
     with torch.no_grad():
-        for parameter in tuned.model.model.layers.parameters():
+        for parameter in tuned.model.model.layers[-n_changed:].parameters():
             parameter.add_(torch.randn_like(parameter) * parameter.abs().mean() * 0.05)
     return loaded.model, tuned.model, _prompts(chat)
 
 
-def _ours() -> Callable[[], work.Round]:
-    base, tuned, tasks = _pair()
+def _ours(share: float) -> Callable[[], work.Round]:
+    base, tuned, tasks = _pair(share)
 
     def one_round() -> work.Round:
         started = time.perf_counter()
         similar = []
+        readers = [layers.Reader(base), layers.Reader(tuned, layers.first_changed_block(base, tuned))]
         for prompts in tasks:
-            a, b = (layers.capture(model, prompts).last for model in (base, tuned))
+            a, b = (states.last for states in layers.capture_each(readers, prompts))
             for x, y in zip(a[1:], b[1:], strict=True):
                 similar.append(layers.cka(x, y, estimator="biased"))
                 layers.cka_bootstrap(x, y, n_bootstrap=_N_RESAMPLES, seed=0)
@@ -60,8 +63,8 @@ def _ours() -> Callable[[], work.Round]:
     return one_round
 
 
-def _bare() -> Callable[[], work.Round]:
-    base, tuned, tasks = _pair()
+def _bare(share: float) -> Callable[[], work.Round]:
+    base, tuned, tasks = _pair(share)
 
     @torch.no_grad()
     def one_round() -> work.Round:
@@ -80,8 +83,8 @@ def _bare() -> Callable[[], work.Round]:
     return one_round
 
 
-def _published() -> Callable[[], work.Round]:
-    base, tuned, tasks = _pair()
+def _published(share: float) -> Callable[[], work.Round]:
+    base, tuned, tasks = _pair(share)
 
     def one_round() -> work.Round:
         started = time.perf_counter()
@@ -128,7 +131,13 @@ def _done(tasks: list[list[tuple[int, ...]]]) -> dict[str, float]:
     return {"tasks": len(tasks), "prompts": sum(map(len, tasks)), "tokens": sum(len(p) for t in tasks for p in t)}
 
 
+def sides(share: float) -> dict[str, work.Side]:
+    """The three sides, with a tuned model that differs from its base in the upper `share` of the blocks."""
+    made = {OURS: _ours, "published procedure": _published, "bare forward passes": _bare}
+    return {name: functools.partial(side, share) for name, side in made.items()}
+
+
 OURS = "tunescope"
 PEERS = ("published procedure",)
-SIDES = {OURS: _ours, "published procedure": _published, "bare forward passes": _bare}
+SIDES = sides(1.0)
 BESIDE = {"bare forward passes": round(1 / 1.15, 2)}  # at most 1.15 times their time
