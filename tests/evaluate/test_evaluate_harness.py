@@ -164,7 +164,9 @@ def test_data_files_are_relative_to_the_task(tmp_path: Path) -> None:
 
 
 def test_a_text_is_cut_at_the_first_stop() -> None:
-    assert harness._cut("one\n\ntwo. three", [".", "\n\n", ""]) == "one"
+    assert harness._stops({"until": [".", "\n\n", ""]}) == (".", "\n\n")
+    assert harness._stops({"until": "x"}) == ("x",) and harness._stops({}) == ()
+    assert harness._cut("one\n\ntwo. three", [".", "\n\n"]) == "one"
     assert harness._cut("one", ["x"]) == "one" == harness._cut("one", [])
 
 
@@ -224,6 +226,25 @@ def test_perplexity_and_generation_are_those_of_the_harness_own_model() -> None:
     ]
     written = [lm.generate_until(requests(asked, "generate_until")) for lm in (ours, theirs)]
     assert written[0] == written[1] and all(written[0])
+
+
+@needs_extra
+@its_own_warnings
+def test_generation_ends_at_the_stop_text_of_each_request_and_no_later() -> None:
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    model.config.max_position_embeddings = 96
+    lm = harness.harness_model(model, tokenizer)
+    settings = {"max_gen_toks": 40, "do_sample": False}
+    whole = lm.generate_until(requests([("Say", settings), ("More of it", settings)], "generate_until"))
+    assert min(map(len, whole)) > 20
+    read: list[int] = []
+    handle = model.model.register_forward_hook(lambda *_: read.append(1))
+    early = [text[10] for text in whole]
+    asked = [(prompt, settings | {"until": stop}) for prompt, stop in zip(("Say", "More of it"), early, strict=True)]
+    found = lm.generate_until(requests(asked, "generate_until"))
+    handle.remove()
+    assert found == [text[: text.index(stop)] for text, stop in zip(whole, early, strict=True)]
+    assert sum(read) < 20  # one more than its tokens, where 40 were allowed
 
 
 @needs_extra

@@ -10,13 +10,14 @@ import contextlib
 import functools
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tunescope.errors import ConfigError, ModelError
+from tunescope.evaluate.stopping import ends_at
 from tunescope.models import Tokens, answer_logprobs, bare, greedy
 
 LOCAL = ("json", "csv", "parquet", "text", "arrow")
@@ -278,8 +279,16 @@ def _adapter() -> Any:
 
 
 def _generate(harness: Any, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Generates greedily, requests of one length limit together, and cuts at the first stop text."""
+    """Generates greedily, requests of one length limit together; each ends at its first stop text, which is cut off."""
+
+    def decode(ids: Sequence[int]) -> str:
+        text: str = harness.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
     texts = [""] * len(requests)
+    stops = [_stops(settings) for _, settings in requests]
+    hidden = frozenset(harness.tokenizer.all_special_ids)
+    over = {own: ends_at(decode, own, hidden=hidden) for own in set(stops)}
     limits = [int(settings.get("max_gen_toks", 256)) for _, settings in requests]
     for _, settings in requests:
         if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:
@@ -301,18 +310,26 @@ def _generate(harness: Any, requests: Sequence[tuple[str, Mapping[str, Any]]]) -
             stop_ids=(harness.eot_token_id,),
             max_new_tokens=limit,
             batch_tokens=harness.batch_tokens,
+            ended=functools.partial(_ended, [over[stops[i]] for i in mine]),
         )
         for place, generated in (row for batch in batches for row in batch):
-            i = mine[place]
-            text = harness.tokenizer.decode(list(generated.ids), skip_special_tokens=True)
-            stops = requests[i][1].get("until") or ()
-            texts[i] = _cut(text, [stops] if isinstance(stops, str) else stops)
+            texts[mine[place]] = _cut(decode(generated.ids), stops[mine[place]])
     return texts
 
 
+def _ended(over: Sequence[Callable[[Sequence[int]], bool]], place: int, ids: Sequence[int]) -> bool:
+    return over[place](ids)
+
+
+def _stops(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stop texts of a request; an empty one stops nothing."""
+    until = settings.get("until") or ()
+    return tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop)
+
+
 def _cut(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first of the stop texts."""
-    ends = [text.find(stop) for stop in stops if stop and stop in text]
+    """The text up to where the first stop text begins, as the harness cuts; `stopping.cut` goes by where one ends."""
+    ends = [text.find(stop) for stop in stops if stop in text]
     return text[: min(ends)] if ends else text
 
 
