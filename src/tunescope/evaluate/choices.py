@@ -251,14 +251,23 @@ def zero_shot(
     prompts = [
         chat.encode(chat_example(q, h, 0, context=context)).prompt_ids for q, h in zip(questions, headers, strict=True)
     ]
+    check_chat_lengths(model, questions, [len(prompt) + 1 for prompt in prompts])
+    return _by_letter(model, questions, prompts, tokens, batch_tokens, done)
+
+
+def check_chat_lengths(model: Any, questions: Sequence[Question], lengths: Sequence[int]) -> None:
+    """Refuses questions that are longer in the chat format, their answer included, than the model reads.
+
+    Raises:
+        DataError: names the longest one.
+    """
     most = getattr(bare(model).config, "max_position_embeddings", None)
-    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-    if most is not None and len(prompts[longest]) >= most:
+    tokens, question = max(zip(lengths, questions, strict=True), key=lambda pair: pair[0], default=(0, None))
+    if most is not None and question is not None and tokens > most:
         raise DataError(
-            f"question {questions[longest].id!r} has {len(prompts[longest])} tokens in the chat format, the model reads at most {most}; "
+            f"question {question.id!r} has {tokens} tokens with its answer in the chat format, the model reads at most {most}; "
             "shorten it or its context"
         )
-    return _by_letter(model, questions, prompts, tokens, batch_tokens, done)
 
 
 def chat_example(

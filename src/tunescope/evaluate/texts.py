@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tunescope.data import ChatFormat
-from tunescope.errors import DataError
-from tunescope.evaluate.choices import FewShot, chat_example, check_context, plain_ids
+from tunescope.evaluate.choices import FewShot, chat_example, check_chat_lengths, check_context, plain_ids
 from tunescope.knowledge import Probe, Question, check_demonstrations, choice_probabilities, probe
-from tunescope.models import Tokens, answer_logprobs, bare
+from tunescope.models import Tokens, answer_logprobs
 
 
 def by_text(
@@ -100,18 +99,14 @@ def zero_shot_by_text(
         ('1', 2)
     """
     encoded = [
-        (question, chat.encode(chat_example(question, header, choice, context=context, lettered=False)))
+        [
+            chat.encode(chat_example(question, header, choice, context=context, lettered=False))
+            for choice in range(len(question.choices))
+        ]
         for question, header in zip(questions, headers, strict=True)
-        for choice in range(len(question.choices))
     ]
-    most = getattr(bare(model).config, "max_position_embeddings", None)
-    longest = max(encoded, key=lambda pair: len(pair[1]), default=None)
-    if most is not None and longest is not None and len(longest[1]) > most:
-        raise DataError(
-            f"question {longest[0].id!r} has {len(longest[1])} tokens with its answer in the chat format, the model reads at most {most}; "
-            "shorten it or its context"
-        )
-    rows = [Tokens(row.prompt_ids, row.target_ids) for _, row in encoded]
+    check_chat_lengths(model, questions, [max(map(len, of_one)) for of_one in encoded])
+    rows = [Tokens(row.prompt_ids, row.target_ids) for of_one in encoded for row in of_one]
     return _probes(model, questions, rows, per_byte, batch_tokens, done)
 
 
