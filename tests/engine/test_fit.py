@@ -237,15 +237,83 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         Fit(make_tuner(recipe=replace(LONG, learning_rate=1e-4)), CHECKS, folder=tmp_path)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:-9] + b"\1" + b[-8:], lambda b: b""])
-def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path, damage):
-    cut(tmp_path, 3, CHECKS)
+DAMAGES = {
+    "cut short": lambda b: b[:-1],
+    "changed": lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:],
+    "empty": lambda b: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("step", [5, 7, 12])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage, step):
+    whole = Fit(make_tuner(recipe=LONG), CHECKS, folder=tmp_path / "whole")
+    records = facts_of(run(whole))
+    cut(tmp_path / "cut", step, CHECKS)
+    file = tmp_path / "cut" / "checkpoint.safetensors"
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    said = []
+    resumed = Fit(make_tuner(seed=5, recipe=LONG, note=said.append), CHECKS, folder=tmp_path / "cut")
+    done = resumed.tuner.step
+    assert done == 2 * ((step - 1) // 2) - 2  # checks and checkpoints come every other step, after the record
+    assert said == [f"{file}: damaged or cut short; going on from the checkpoint before it, after step {done}"]
+    assert facts_of(run(resumed)) == records[done:]
+    assert resumed.outcome == whole.outcome
+    assert_same(weights_of(resumed.tuner.moving), weights_of(whole.tuner.moving))
+    assert_same_files(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_the_damaged_file_never_takes_the_place_of_the_good_one(tmp_path):
+    cut(tmp_path, 5, CHECKS)
     file = tmp_path / "checkpoint.safetensors"
-    file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(IntegrityError, match=r"checkpoint\.safetensors: .*remove it to start this arm again"):
-        Fit(make_tuner(recipe=LONG), CHECKS, folder=tmp_path)
-    file.unlink()
+    for _ in range(3):  # damaged again after every resume, before the next check
+        file.write_bytes(b"nonsense")
+        fit = Fit(make_tuner(recipe=LONG), CHECKS, folder=tmp_path)
+        assert fit.tuner.step == 2
+        next(iter(fit))
+    steps = iter(fit)
+    for _ in range(2):  # over the next check, whose checkpoint is good
+        next(steps)
+    file.write_bytes(b"nonsense")
+    assert Fit(make_tuner(recipe=LONG), CHECKS, folder=tmp_path).tuner.step == 2
+
+
+def test_best_weights_of_a_checkpoint_that_was_gone_back_to_are_still_there(tmp_path, monkeypatch):
+    planted(monkeypatch, [3.0, 2.0, 1.0, 5.0, 5.0, 5.0, 5.0])
+    tuner, at = make_tuner(recipe=LONG), {}
+    fit = Fit(tuner, CHECKS, folder=tmp_path)
+    for record in fit:
+        at[record.step] = weights_of(tuner.moving)
+        if record.step == 7:
+            break
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"")
+    resumed = Fit(make_tuner(recipe=LONG), CHECKS, folder=tmp_path)
+    assert (
+        resumed.tuner.step == 4
+    )  # its best check is the one after step 4; that after step 6 comes out otherwise this time
+    run(resumed)
+    assert (resumed.outcome.best_step, resumed.outcome.best_loss) == (4, 2.0)
+    assert_same(weights_of(resumed.tuner.moving), at[4])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_without_a_good_checkpoint_it_is_refused_with_what_to_do(tmp_path, damage):
+    for step in (3, 5):  # one checkpoint, then two
+        cut(tmp_path, step, CHECKS)
+        for file in tmp_path.glob("checkpoint*"):
+            file.write_bytes(DAMAGES[damage](file.read_bytes()))
+        with pytest.raises(IntegrityError, match=r"checkpoint\.safetensors: .*remove it to start this arm again"):
+            Fit(make_tuner(recipe=LONG), CHECKS, folder=tmp_path)
+        (tmp_path / "checkpoint.safetensors").unlink()
     assert len(run(Fit(make_tuner(recipe=LONG), CHECKS, folder=tmp_path))) == 12
+
+
+def test_what_lies_beside_a_checkpoint_that_was_removed_is_not_used(tmp_path):
+    cut(tmp_path, 7, CHECKS)
+    assert (tmp_path / "checkpoint.previous.safetensors").is_file()
+    (tmp_path / "checkpoint.safetensors").unlink()
+    assert Fit(make_tuner(recipe=LONG), CHECKS, folder=tmp_path).tuner.step == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_best_weights_are_refused(tmp_path, monkeypatch):

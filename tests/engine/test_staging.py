@@ -4,7 +4,7 @@ import pytest
 import torch
 from kept_states import make_row, open_at, states_for
 
-from tunescope.engine.staging import DeviceReader
+from tunescope.engine.staging import DeviceReader, staged
 
 ROWS = [make_row(i) for i in range(40)]
 
@@ -15,6 +15,21 @@ def test_on_the_cpu_it_reads_the_cache(tmp_path):
         assert reader.read(ROWS, 3) is None
         cache.write(ROWS, 3, states_for(ROWS))
         assert torch.equal(reader.read(ROWS, 3), states_for(ROWS))
+
+
+def test_what_is_written_through_it_is_in_the_cache(tmp_path):
+    with open_at(tmp_path) as cache:
+        DeviceReader(cache, "cpu").write(ROWS[:5], 2, states_for(ROWS[:5]))
+        assert torch.equal(cache.read(ROWS[:5], 2), states_for(ROWS[:5]))
+
+
+def test_a_cache_is_read_through_pinned_memory_on_a_gpu_alone(tmp_path):
+    with open_at(tmp_path) as cache:
+        assert staged(cache, torch.device("cpu")) is cache
+        found = staged(cache, torch.device("cuda"))
+        assert isinstance(found, DeviceReader) and found.cache is cache
+        assert staged(found, torch.device("cuda")) is found
+    assert staged(None, torch.device("cuda")) is None
 
 
 @pytest.mark.gpu

@@ -388,3 +388,21 @@ def test_the_arm_full_moves_the_tied_head_once():
     finish(tuner)
     model = tuner.moving.model
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_one_kernel_for_all_weights_takes_the_same_steps_and_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
+    """On a GPU AdamW is fused; the fused kernel of the CPU stands in for it here."""
+    plain = make_tuner()
+    list(plain.steps())
+    monkeypatch.setattr("tunescope.engine.tuner._can_be_fused", lambda parameters: True)
+    whole, stopped = make_tuner(), make_tuner()
+    list(whole.steps())
+    for name, weight in weights_of(whole.moving).items():
+        torch.testing.assert_close(weight, weights_of(plain.moving)[name], rtol=1e-4, atol=1e-6)
+    for _ in zip(range(3), stopped.steps(), strict=False):
+        pass
+    write_tensors(tmp_path / "c.safetensors", *stopped.state())
+    resumed = make_tuner(seed=5)
+    resumed.restore(*read_tensors(tmp_path / "c.safetensors"))
+    list(resumed.steps())
+    assert_same(weights_of(resumed.moving), weights_of(whole.moving))

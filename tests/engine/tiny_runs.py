@@ -43,10 +43,11 @@ def make_moving(kind="lora on some blocks", family="llama", dtype="float32", *, 
 
 
 def make_tuner(
-    kind="lora on some blocks", family="llama", dtype="float32", *, seed=0, rows=None, recipe=RECIPE
+    kind="lora on some blocks", family="llama", dtype="float32", *, seed=0, rows=None, recipe=RECIPE, **more
 ) -> Tuner:
     """A tuner at step 0."""
-    return Tuner(make_moving(kind, family, dtype, seed=seed), make_rows() if rows is None else rows, recipe, arm="test")
+    moving = make_moving(kind, family, dtype, seed=seed)
+    return Tuner(moving, make_rows() if rows is None else rows, recipe, arm="test", **more)
 
 
 def weights_of(moving: Moving) -> dict[str, torch.Tensor]:

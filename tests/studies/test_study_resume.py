@@ -35,6 +35,22 @@ class StopsIn(Silent):
         return self.now == self.wanted
 
 
+class StopsAfter(Silent):
+    """Asks to stop after so many steps of tuning."""
+
+    def __init__(self, steps: int) -> None:
+        self.left, self.tuning = steps, False
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self.tuning = name.endswith(": tune")
+
+    def advance(self, units: int = 1) -> None:
+        self.left -= units * self.tuning
+
+    def stopping(self) -> bool:
+        return self.left <= 0
+
+
 class Notes(Silent):
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -140,6 +156,37 @@ def test_a_damaged_checkpoint_is_refused(stopped: Config, where: int) -> None:
     with changed(path, bytes(content)):
         said = refusal(stopped, IntegrityError, 5)
     assert str(path) in said and "remove it" in said
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over_for_the_one_before(model: Path, tmp_path: Path) -> None:
+    long = {"tuning": {"num_epochs": 4, "batch_size": 8, "lora_rank": 2, "patience": 0, "learning_rate": 1e-3}}
+    runs = {name: load(write_study(tmp_path / name, model, **long)) for name in ("whole", "cut")}
+    tune.run(runs["whole"], "selected")
+    with pytest.raises(KeyboardInterrupt):
+        tune.run(runs["cut"], "selected", progress=StopsAfter(14))
+    file = runs["cut"].output_dir / "arms" / "selected" / "checkpoint.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    notes = Notes()
+    tune.run(runs["cut"], "selected", resume=True, progress=notes)
+    said = [note for note in notes.notes if "checkpoint" in note]
+    assert len(said) == 1 and said[0].startswith(
+        f"{file}: damaged or cut short; going on from the checkpoint before it"
+    )
+    assert 0 < int(said[0].rpartition(" ")[2]) < 14
+    left = {
+        name: {
+            path.relative_to(config.output_dir): path.read_bytes()
+            for path in config.output_dir.rglob("*")
+            if path.suffix == ".safetensors"
+        }
+        for name, config in runs.items()
+    }
+    assert left["cut"] == left["whole"] and len(left["whole"]) == 1, "and no checkpoint is left behind"
+    steps = [
+        [row | {"seconds": 0} for row in RunFolder.open(config.output_dir).read_jsonl("steps.jsonl")]
+        for config in runs.values()
+    ]
+    assert steps[0] == steps[1]
 
 
 def test_a_newer_schema_is_refused(stopped: Config) -> None:

@@ -5,7 +5,17 @@ from tunescope.engine.base import check_base
 from tunescope.engine.calibrate import NumberFormat, Widths, calibrate_dtype, widths_of
 from tunescope.engine.change import weight_change
 from tunescope.engine.checkpoint import read_tensors, write_tensors
-from tunescope.engine.fit import CANDIDATES, Checks, Fit, Outcome, Race, race, race_steps, validation_loss
+from tunescope.engine.fit import (
+    CANDIDATES,
+    Checks,
+    Fit,
+    Outcome,
+    Race,
+    race,
+    race_steps,
+    remove_checkpoints,
+    validation_loss,
+)
 from tunescope.engine.meter import Meter
 from tunescope.engine.moving import (
     Moving,
@@ -73,6 +83,7 @@ __all__ = [
     "race",
     "race_steps",
     "read_tensors",
+    "remove_checkpoints",
     "save",
     "saved_selection",
     "scheduled",

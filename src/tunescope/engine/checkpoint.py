@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from tunescope.errors import IntegrityError, RunError
 _FORMAT = "tunescope-checkpoint-1"
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any], *, before: Path | None = None
+) -> None:
     """Writes tensors and plain facts to one file; the old file stays until the new one is complete.
 
     Args:
         path: the file.
         tensors: name -> tensor.
         facts: JSON-serialisable, kept in the file's header together with a hash over everything.
+        before: where the old file is kept after that, or None.
 
     Raises:
         RunError: the file cannot be written, as on a full disk.
@@ -40,6 +44,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mappin
         save_file(plain, scratch, metadata=header)
         with scratch.open("rb+") as file:
             os.fsync(file.fileno())
+        if before is not None and path.is_file():
+            _keep(path, before)
         scratch.replace(path)
     except SafetensorError as error:
         raise RunError(
@@ -47,6 +53,17 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mappin
         ) from None
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _keep(path: Path, before: Path) -> None:
+    """Gives a file a second name, so that at no moment it has none."""
+    link = before.with_name(f".{before.name}.part")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, link)
+    link.replace(before)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -25,6 +25,7 @@ from tunescope.models import KeptStates, mean_losses
 from tunescope.runs.records import StepRecord
 
 CANDIDATES = {"lora": (2e-4, 6e-4, 2e-3), "weights": (1e-5, 3e-5, 1e-4), "sparse": (5e-5, 2e-4, 8e-4)}
+_CHECKPOINT, _BEST = "checkpoint.safetensors", "best.safetensors"
 _RACE_FRACTION = 0.15
 _MIN_RACE_STEPS = 6
 
@@ -67,7 +68,8 @@ class Fit:
     """A tuner with checks; iterate over it, then read `outcome`.
 
     After the last record the model holds the weights of the best check. With a folder it writes ``checkpoint.safetensors`` and
-    ``best.safetensors`` there at every check and continues from them: records then start after the checkpoint's step.
+    ``best.safetensors`` there at every check and continues from them: records then start after the checkpoint's step. The file before each
+    is kept beside it. A damaged checkpoint is passed over for the one before, and the tuner notes it.
 
     With several processes all of them run it, with the same folder; the one with rank 0 writes and all read. A checkpoint does not depend on how
     many they are, so that one run may go on with another number of them.
@@ -94,16 +96,51 @@ class Fit:
         self.outcome: Outcome | None = None
         self._best: dict[str, Any] = {"loss": None, "step": 0, "without_gain": 0, "finished": False}
         self._best_weights: dict[str, Any] | None = None
+        self._saved = -1  # the step of the checkpoint that was written last
+        self._sound = {
+            _CHECKPOINT: True,
+            _BEST: True,
+        }  # whether the file that is there is worth keeping beside the next
         tuner.workers.agreed(self._restore)
         tuner.workers.check_same(
             f"the checkpoint that was found in {folder}", json.dumps([tuner.step, self._best], sort_keys=True)
         )
 
     def _restore(self) -> None:
-        if self.folder is not None and (self.folder / "checkpoint.safetensors").is_file():
-            tensors, facts = read_tensors(self.folder / "checkpoint.safetensors")
-            self.tuner.restore(tensors, facts)
-            self._best = facts["best"]
+        if self.folder is None:
+            return
+        last = self.folder / _CHECKPOINT
+        if not last.is_file():
+            if self.tuner.workers.main:
+                remove_checkpoints(self.folder)  # what lies beside a checkpoint that was removed belongs to nothing
+            return
+        try:
+            tensors, facts = read_tensors(last)
+        except IntegrityError as error:
+            tensors, facts = self._read_before(last, error)
+        self.tuner.restore(tensors, facts)
+        self._best = facts["best"]
+        if self._best["loss"] is not None:
+            self._sound[_BEST] = self._is_best(self.folder / _BEST)
+
+    def _read_before(self, damaged: Path, error: IntegrityError) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads the checkpoint before a damaged one; if there is none that can be read, the error stands."""
+        try:
+            tensors, facts = read_tensors(_before(damaged))
+        except IntegrityError:
+            raise error from None
+        self._sound[_CHECKPOINT] = False
+        self.tuner.note(
+            f"{damaged}: damaged or cut short; going on from the checkpoint before it, after step {facts['step']}"
+        )
+        return tensors, facts
+
+    def _is_best(self, path: Path) -> bool:
+        """Whether a file holds the weights of the best check."""
+        try:
+            return bool(read_tensors(path)[1].get("step") == self._best["step"])
+        except IntegrityError:
+            return False
 
     def __iter__(self) -> Iterator[StepRecord]:
         total = self.tuner.total_steps
@@ -121,7 +158,8 @@ class Fit:
             else:
                 yield record
             if self.tuner.workers.any(self.should_stop()) and not self._best["finished"]:
-                self._save()
+                if self._saved != self.tuner.step:  # twice the same would push out the one before
+                    self._save()
                 raise KeyboardInterrupt
         self._load_best()
         self.outcome = Outcome(self.tuner.step, self._best["step"], self._best["loss"], stopped)
@@ -143,7 +181,7 @@ class Fit:
             if self.folder is None:
                 self._best_weights = {name: (p if is_cut(p) else p.cpu()).clone() for name, p in weights.items()}
             else:
-                self._write("best.safetensors", gathered(weights, self.tuner.workers), {"step": record.step})
+                self._write(_BEST, gathered(weights, self.tuner.workers), {"step": record.step})
         else:
             self._best["without_gain"] += 1
         return replace(record, validation_loss=loss)
@@ -151,12 +189,15 @@ class Fit:
     def _save(self) -> None:
         if self.folder is not None:
             tensors, facts = self.tuner.state()
-            self._write("checkpoint.safetensors", tensors, facts | {"best": self._best})
+            self._write(_CHECKPOINT, tensors, facts | {"best": self._best})
+            self._saved = self.tuner.step
 
     def _write(self, name: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
         """Rank 0 writes, and nobody goes on before the file is there."""
         path, workers = (self.folder or Path()) / name, self.tuner.workers
-        workers.agreed(lambda: write_tensors(path, tensors, facts) if workers.main else None)
+        before = _before(path) if self._sound[name] else None
+        workers.agreed(lambda: write_tensors(path, tensors, facts, before=before) if workers.main else None)
+        self._sound[name] = True
 
     def _load_best(self) -> None:
         if self._best["loss"] is None or self._best["step"] == self.tuner.step:
@@ -165,16 +206,33 @@ class Fit:
 
     def _read_best(self) -> None:
         if self.folder is not None:
-            tensors, facts = read_tensors(self.folder / "best.safetensors")
+            path = self.folder / _BEST
+            if not self._is_best(path) and self._is_best(_before(path)):
+                path = _before(
+                    path
+                )  # the run went on from an earlier checkpoint, and the last best check came out otherwise
+            tensors, facts = read_tensors(path)
             if facts.get("step") != self._best["step"] or set(tensors) != {
                 f"weight.{n}" for n in self.tuner.moving.parameters
             }:
                 raise IntegrityError(
-                    f"{self.folder / 'best.safetensors'}: does not belong to the checkpoint beside it; remove both to start this arm again"
+                    f"{path}: does not belong to the checkpoint beside it; remove both to start this arm again"
                 )
             load_weights(self.tuner.moving, tensors)
         elif self._best_weights is not None:
             load_weights(self.tuner.moving, self._best_weights)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Removes what a `Fit` left in a folder; without it, a `Fit` starts again there."""
+    for name in (_CHECKPOINT, _BEST):
+        for path in (folder / name, _before(folder / name)):
+            path.unlink(missing_ok=True)
+
+
+def _before(path: Path) -> Path:
+    """Where the file is kept that a file has replaced."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def validation_loss(

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from tunescope.engine.activations import ActivationCache
-from tunescope.models.packed import Row
+from tunescope.models import KeptStates, Row
+
+
+def staged(states: KeptStates | None, device: torch.device) -> KeptStates | None:
+    """Returns kept states as they are best read on a device: a cache on disk through pinned memory where that is a GPU."""
+    pinned = device.type == "cuda" and isinstance(states, ActivationCache)
+    return DeviceReader(states, device) if pinned else states  # type: ignore[arg-type]
 
 
 class DeviceReader:
@@ -27,6 +33,10 @@ class DeviceReader:
         self._buffers: list[torch.Tensor | None] = [None, None]
         self._copied: list[torch.cuda.Event | None] = [None, None]
         self._turn = 0
+
+    def write(self, rows: Sequence[Row], k: int, states: torch.Tensor) -> None:
+        """Keeps the states of rows, as `ActivationCache.write`."""
+        self.cache.write(rows, k, states)
 
     def read(self, rows: Sequence[Row], k: int) -> torch.Tensor | None:
         """Returns the states of rows, or None if those of any row are not in the cache.

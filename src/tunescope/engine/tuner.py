@@ -18,6 +18,7 @@ from tunescope.engine.fsdp import agreed_states, clip_, cut_like, gathered, is_c
 from tunescope.engine.memory import halving
 from tunescope.engine.moving import Moving, Watch, asserts_backward_stops
 from tunescope.engine.regularise import base_entries, decay_entries_, smoothed_losses
+from tunescope.engine.staging import staged
 from tunescope.engine.terms import Term
 from tunescope.errors import ConfigError, DataError, IntegrityError, TunescopeError
 from tunescope.models import KeptStates, backward_from_head, predicting_states
@@ -155,7 +156,6 @@ class Tuner:
         self.arm = arm
         self.terms = tuple(terms)
         self.workers = moving.workers
-        self.states = agreed_states(states, moving.workers)
         self.note = note if moving.workers.main else lambda text: None
         self.batch_tokens = recipe.batch_tokens
         self.term_values: dict[str, float] = {}
@@ -164,7 +164,11 @@ class Tuner:
         self._targets = [e.target_ids for e in self._examples]
         self._digest = hashlib.sha256(repr([(e.prompt_ids, e.target_ids) for e in self._examples]).encode()).hexdigest()
         self._parameters = list(moving.parameters.values())
-        self._optimizer = torch.optim.AdamW(_groups(self._parameters, recipe.weight_decay), lr=recipe.learning_rate)
+        self.states = agreed_states(staged(states, self._parameters[0].device), moving.workers)
+        fused = _can_be_fused(self._parameters)
+        self._optimizer = torch.optim.AdamW(
+            _groups(self._parameters, recipe.weight_decay), lr=recipe.learning_rate, fused=fused or None
+        )
         self._base_entries = base_entries(moving) if recipe.weight_decay else {}
         self._watch: Watch | None = None
 
@@ -347,13 +351,19 @@ class Tuner:
         load_weights(self.moving, tensors)
         for name, parameter in self.moving.parameters.items():
             state = {
-                key: _like(parameter, key, tensors[f"optimizer.{key}.{name}"])
+                key: self._like(parameter, key, tensors[f"optimizer.{key}.{name}"])
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"optimizer.{key}.{name}" in tensors
             }
             if state:
                 self._optimizer.state[parameter] = state
         self.step, self.batch_tokens = facts["step"], batch_tokens
+
+    def _like(self, parameter: torch.Tensor, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A part of the optimiser's state, where and as AdamW keeps it for a parameter."""
+        if key == "step":
+            return tensor.clone().to(parameter.device) if self._optimizer.defaults["fused"] else tensor.clone()
+        return cut_like(parameter, tensor.clone().to(parameter.device))
 
 
 def _groups(parameters: Sequence[torch.Tensor], weight_decay: float) -> list[dict[str, Any]]:
@@ -364,9 +374,9 @@ def _groups(parameters: Sequence[torch.Tensor], weight_decay: float) -> list[dic
     return [{"params": groups[key], "weight_decay": 0.0 if key[0] else weight_decay} for key in sorted(groups)]
 
 
-def _like(parameter: torch.Tensor, key: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A part of the optimiser's state, where and as AdamW keeps it for a parameter."""
-    return tensor.clone() if key == "step" else cut_like(parameter, tensor.clone().to(parameter.device))
+def _can_be_fused(parameters: Sequence[torch.Tensor]) -> bool:
+    """Whether AdamW may update all weights in one kernel: on a GPU, and where none is cut over processes."""
+    return all(p.device.type == "cuda" and p.is_floating_point() and not is_cut(p) for p in parameters)
 
 
 def load_weights(moving: Moving, tensors: dict[str, torch.Tensor]) -> None:

@@ -104,8 +104,7 @@ def _concluded(bench: Bench, arm: str, cost: Forecast, outcome: engine.Outcome, 
         f"arms/{arm}/tuned.json",
         {"cost": cost.to_dict(), "outcome": dataclasses.asdict(outcome), "selection": selection.to_dict()},
     )
-    for name in ("checkpoint.safetensors", "best.safetensors"):
-        (bench.run.path / "arms" / arm / name).unlink(missing_ok=True)
+    engine.remove_checkpoints(bench.run.path / "arms" / arm)
     return cost
 
 
