@@ -97,10 +97,7 @@ class Fit:
         self._best: dict[str, Any] = {"loss": None, "step": 0, "without_gain": 0, "finished": False}
         self._best_weights: dict[str, Any] | None = None
         self._saved = -1  # the step of the checkpoint that was written last
-        self._sound = {
-            _CHECKPOINT: True,
-            _BEST: True,
-        }  # whether the file that is there is worth keeping beside the next
+        self._sound = {_CHECKPOINT: True, _BEST: True}  # files that are worth keeping beside the next
         tuner.workers.agreed(self._restore)
         tuner.workers.check_same(
             f"the checkpoint that was found in {folder}", json.dumps([tuner.step, self._best], sort_keys=True)
@@ -207,10 +204,9 @@ class Fit:
     def _read_best(self) -> None:
         if self.folder is not None:
             path = self.folder / _BEST
+            # Gone back to an earlier checkpoint, a run may come out otherwise at the check whose weights stand here.
             if not self._is_best(path) and self._is_best(_before(path)):
-                path = _before(
-                    path
-                )  # the run went on from an earlier checkpoint, and the last best check came out otherwise
+                path = _before(path)
             tensors, facts = read_tensors(path)
             if facts.get("step") != self._best["step"] or set(tensors) != {
                 f"weight.{n}" for n in self.tuner.moving.parameters
