@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_study import write_study
+from tiny_study import StopsAfter, write_study
 
 from tunescope import models
 from tunescope.config import Config, load
@@ -33,22 +33,6 @@ class StopsIn(Silent):
 
     def stopping(self) -> bool:
         return self.now == self.wanted
-
-
-class StopsAfter(Silent):
-    """Asks to stop after so many steps of tuning."""
-
-    def __init__(self, steps: int) -> None:
-        self.left, self.tuning = steps, False
-
-    def stage(self, name: str, total: int | None = None) -> None:
-        self.tuning = name.endswith(": tune")
-
-    def advance(self, units: int = 1) -> None:
-        self.left -= units * self.tuning
-
-    def stopping(self) -> bool:
-        return self.left <= 0
 
 
 class Notes(Silent):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_study import write_study
+from tiny_study import StopsAfter, write_study
 
 from tunescope import engine, models
 from tunescope.config import BLOCK_SCORES, Config, load
@@ -20,7 +20,6 @@ from tunescope.runs.folder import RunFolder
 from tunescope.runs.records import Selection
 from tunescope.select import Mask
 from tunescope.studies import evaluate, export, plan, poc, tune
-from tunescope.studies.progress import Silent
 
 SPARSE = ["tuning.method=sparse", "selection.granularity=entry", "selection.score=snip", "selection.budget=0.02"]
 FAST = ["tuning.learning_rate=1e-2", "tuning.num_epochs=1", "dtype=float32", "selection.rank=2"]
@@ -167,22 +166,6 @@ def test_without_a_rate_the_race_is_run_among_rates_for_sparse_entries(compared:
 
 
 # Kill, resume, damage.
-
-
-class StopsAfter(Silent):
-    """Asks to stop, as Ctrl-C does, at the n-th step of tuning."""
-
-    def __init__(self, steps: int) -> None:
-        self.left, self.tuning = steps, False
-
-    def stage(self, name: str, total: int | None = None) -> None:
-        self.tuning = name.endswith(": tune")
-
-    def advance(self, units: int = 1) -> None:
-        self.left -= self.tuning * units
-
-    def stopping(self) -> bool:
-        return self.tuning and self.left <= 0
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7])

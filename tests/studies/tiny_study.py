@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tunescope.studies.progress import Silent
 from tunescope.testing import save_tiny
 
 ALL_ARMS = ["nothing", "prompt", "selected", "random", "lora-all", "full"]
@@ -98,3 +99,19 @@ def write_study(folder: Path, model: Path, **changes: Any) -> Path:
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(settings(model, **changes), allow_unicode=True, sort_keys=False), encoding="utf-8")
     return path
+
+
+class StopsAfter(Silent):
+    """Asks to stop, as Ctrl-C does, at the n-th step of tuning."""
+
+    def __init__(self, steps: int) -> None:
+        self.left, self.tuning = steps, False
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self.tuning = name.endswith(": tune")
+
+    def advance(self, units: int = 1) -> None:
+        self.left -= self.tuning * units
+
+    def stopping(self) -> bool:
+        return self.tuning and self.left <= 0
