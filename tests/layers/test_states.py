@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from simulated_device import simulated, waits
 from tunescope.errors import UserError
 from tunescope.layers import capture
 from tunescope.models import bare, blocks, decoder
@@ -144,3 +145,21 @@ def test_a_state_that_is_not_finite_names_block_and_prompt(place: int | None, wh
 def test_bad_input_is_named(prompts: list[list[int]], batch_tokens: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
         capture(tiny_model(), prompts, batch_tokens=batch_tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_states_on_another_device_are_alike(family: str, dtype: torch.dtype, device: str) -> None:
+    there, here = [capture(tiny_model(family, n_layers=3, dtype=dtype).to(where), PROMPTS) for where in (device, "cpu")]
+    for mine, other in ((there.last, here.last), (there.mean, here.mean)):
+        tolerance = 1e-5 if dtype == torch.float32 else 0.05 * float(np.abs(other).max())
+        np.testing.assert_allclose(mine, other, atol=tolerance, rtol=0)
+
+
+def test_during_a_pass_the_processor_does_not_wait() -> None:
+    with simulated() as there:
+        for n_layers in (2, 6):
+            model = tiny_model(n_layers=n_layers).to(there)
+            waits.clear()
+            capture(model, PROMPTS)
+            assert waits.total() == 2 * (n_layers + 1), waits  # two copies a place, all after the pass

@@ -120,19 +120,53 @@ def test_what_is_kept_for_the_backward_pass_is_bounded(keeps, monkeypatch):
     assert not any(size >= 6 * layout.n_tokens**2 / 2 for size in sizes)
 
 
-@pytest.mark.parametrize("window", [None, 6, 1000])
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_the_fused_form_for_graphics_cards_gives_the_same(layout, window):
+def fused(layout, heads, key_heads, window, dtype=torch.float64):
     from tunescope.models.packed_attention import _fused
 
-    tensors = inputs(layout, 6, 2)
-    direction = torch.randn(1, layout.n_tokens, 6, 8, generator=torch.Generator().manual_seed(2))
-    fused = results(
-        lambda *t: _fused(*(x[0].transpose(0, 1) for x in t), layout, 0.4, window)[None], tensors, direction
+    direction = torch.randn(1, layout.n_tokens, heads, 8, generator=torch.Generator().manual_seed(2))
+    return results(
+        lambda *t: _fused(*(x[0].transpose(0, 1) for x in t), layout, 0.4, window)[None],
+        inputs(layout, heads, key_heads, dtype),
+        direction,
     )
-    wanted = results(lambda *t: naive(*t, layout, 0.4, window, None), tensors, direction)
-    for mine, other in zip(fused, wanted, strict=True):
+
+
+@pytest.mark.parametrize("window", [None, 6, 1000])
+@pytest.mark.parametrize(("heads", "key_heads"), [(2, 2), (6, 2), (3, 1)])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_the_fused_form_for_graphics_cards_gives_the_same(layout, heads, key_heads, window):
+    _, wanted = both(layout, heads, key_heads, window, None)
+    for mine, other in zip(fused(layout, heads, key_heads, window), wanted, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_the_fused_form_gives_the_same_in_bfloat16(layout):
+    _, wanted = both(layout, 6, 2, None, None)
+    for mine, other in zip(fused(layout, 6, 2, None, torch.bfloat16), wanted, strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert float((mine - other).norm()) <= 0.02 * float(other.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_the_fused_form_never_asks_for_what_only_a_kernel_that_forms_all_scores_can_do(
+    layout, window, dtype, monkeypatch
+):
+    """On a GPU that is: fewer key heads than query heads together with a mask, or in float32."""
+    attend, calls = torch.nn.functional.scaled_dot_product_attention, []
+
+    def spy(query, key, value, attn_mask=None, enable_gqa=False, **how):
+        calls.append((query.shape[1] != key.shape[1], enable_gqa, attn_mask is not None, query.dtype))
+        return attend(query, key, value, attn_mask=attn_mask, enable_gqa=enable_gqa, **how)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    fused(layout, 6, 2, window, dtype)
+    assert calls
+    for differ, enabled, masked, given in calls:
+        assert differ == enabled
+        assert not (enabled and (masked or given == torch.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

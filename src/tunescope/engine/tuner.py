@@ -233,18 +233,22 @@ class Tuner:
         if not self.workers.alone:
             loss, added = self._summed(loss, added)
         norm = clip_(self._parameters, self.recipe.max_grad_norm, self.workers)
-        if not all(torch.isfinite(value) for value in (loss, norm, *added.values())):
+        # Read together: the one place in a step where the processor waits for the device.
+        loss_value, norm_value, *values = torch.stack(
+            [v.detach().double() for v in (loss, norm, *added.values())]
+        ).tolist()
+        self.term_values = dict(zip(added, values, strict=True))
+        if not all(math.isfinite(value) for value in (loss_value, norm_value, *values)):
             self._optimizer.zero_grad(set_to_none=True)  # another tuner may go on with these weights
             raise TunescopeError(
-                f"arm {self.arm}: loss {float(loss):g}, {''.join(f'{n} {float(v):g}, ' for n, v in added.items())}"
-                f"gradient norm {float(norm):g} at step {self.step + 1}; lower the learning rate "
+                f"arm {self.arm}: loss {loss_value:g}, {''.join(f'{n} {v:g}, ' for n, v in self.term_values.items())}"
+                f"gradient norm {norm_value:g} at step {self.step + 1}; lower the learning rate "
                 f"(now {rate:g}) or use dtype float32"
             )
         if self._base_entries:
             decay_entries_(self.moving, self._base_entries, rate * self.recipe.weight_decay)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self.term_values = {name: float(value) for name, value in added.items()}
         self.step += 1
         if self.step == _WATCHED_STEPS and self._watch is not None:
             self._watch.check()
@@ -255,9 +259,9 @@ class Tuner:
             arm=self.arm,
             step=self.step,
             epoch=self.step / self.steps_per_epoch,
-            loss=float(loss),
+            loss=loss_value,
             learning_rate=rate,
-            grad_norm=float(norm),
+            grad_norm=norm_value,
             tokens=sum(len(row) for row in rows),
             target_tokens=n_targets(rows),
             seconds=time.perf_counter() - started,
@@ -301,9 +305,10 @@ class Tuner:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Sums gradients, losses and terms over the processes; those of cut weights were summed in the backward pass."""
         plain = [p for p in self._parameters if not is_cut(p)]
-        numbers = [loss, *added.values(), *(torch.tensor(float(p.grad is not None)) for p in plain)]
-        sums = self.workers.sum_(torch.stack([n.detach().double().to(self.workers.device) for n in numbers]))
-        has_gradient = sums[len(numbers) - len(plain) :].tolist()
+        numbers = torch.stack([n.detach().double().to(self.workers.device) for n in (loss, *added.values())])
+        flags = torch.tensor([float(p.grad is not None) for p in plain], dtype=torch.float64)
+        sums = self.workers.sum_(torch.cat([numbers, flags.to(numbers.device)]))
+        has_gradient = sums[len(numbers) :].tolist()
         self.workers.sum_gradients_([p for p, count in zip(plain, has_gradient, strict=True) if count])
         return sums[0], dict(zip(added, sums[1:], strict=False))
 

@@ -260,7 +260,7 @@ def _attach_adapter(loaded: Loaded, folder: Path) -> Any:
         model = PeftModel.from_pretrained(loaded.model, folder)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{folder}: the adapter does not fit {loaded.info.name} ({(str(error).splitlines() or [''])[0][:160]})"
+            f"{folder}: the adapter does not fit {loaded.info.name} ({' '.join(str(error).split())[:240]})"
         ) from None
     if getattr(model.peft_config["default"], "peft_type", None) == PeftType.SHIRA:
         # Unmerged, every pass copies every adapted matrix; the bits are the same.

@@ -61,7 +61,7 @@ def gradient_norms(
         for i, row in enumerate(rows):
             losses, _ = token_losses(model, *(t.to(device) for t in pad_right([row])))
             grads = torch.autograd.grad(losses.mean(), [w for block in weights for w in block])
-            squares = iter([float(g.float().square().sum()) for g in grads])
+            squares = iter(torch.stack([g.float().square().sum() for g in grads]).tolist())
             norms[i] = [sum(next(squares) for _ in block) ** 0.5 for block in weights]
             done(1)
     finally:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from tunescope.errors import UserError
-from tunescope.models import Packed, Tokens, bare, blocks, pack, passes, run_blocks
+from tunescope.models import Packed, Tokens, bare, blocks, moved, pack, passes, run_blocks
 
 Pool = Callable[[int, torch.Tensor], None]
 
@@ -176,6 +176,7 @@ class _Pooler:
     """Takes last token and mean out of a block's (1, n_tokens, d_model)."""
 
     def __init__(self, packed: Packed, lengths: Sequence[int]) -> None:
+        self._ends_on: dict[torch.device, torch.Tensor] = {}
         self.segments: list[int] = []
         starts: list[int] = []  # for each segment, the one that its group begins with
         for group in packed.layout.groups:
@@ -187,12 +188,17 @@ class _Pooler:
         self.shared = torch.tensor(starts)[self.own]
 
     def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns, on the CPU and for every prompt, the state of its last token and the mean, float32 (n, d_model)."""
-        last = hidden[0].index_select(0, self.ends.to(hidden.device)).float().cpu()
-        sums = torch.stack(
+        """Returns, where it is, the state of every prompt's last token (n, d_model) and each segment's sum (segments, d_model), float32."""
+        if hidden.device not in self._ends_on:
+            (self._ends_on[hidden.device],) = moved([self.ends], hidden.device)
+        last = hidden[0].index_select(0, self._ends_on[hidden.device]).float()
+        return last, torch.stack(
             [piece.sum(dim=0, dtype=torch.float32) for piece in torch.split(hidden[0], self.segments)]
-        ).cpu()
-        return last, (sums[self.own] + sums[self.shared]) / self.lengths[:, None]
+        )
+
+    def means(self, sums: torch.Tensor) -> torch.Tensor:
+        """Returns every prompt's mean, (n, d_model), from the sums over segments on the CPU."""
+        return (sums[self.own] + sums[self.shared]) / self.lengths[:, None]
 
 
 def _read(
@@ -207,16 +213,22 @@ def _read(
     keep: Collection[int] = (),
 ) -> None:
     """Reads one pass with one model: from block `first` on, whose input is in `shared`, or all; then blocks in `keep` put theirs there."""
-    where = torch.as_tensor(chosen)
+    pooled: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def pool(place: int, hidden: torch.Tensor) -> None:
-        found.last[place, where], found.mean[place, where] = pooler(hidden)
+        pooled[place] = pooler(hidden)
         if place in keep:
             shared[place] = hidden[0]
 
     if first < len(blocks(model)):
         with _pooled(model, pool):
             run_blocks(model, packed, first=first, states=shared[first] if first else None)
+    where = torch.as_tensor(chosen)
+    for place, (
+        last,
+        sums,
+    ) in pooled.items():  # copied after the pass: during it the device need not wait for the processor
+        found.last[place, where], found.mean[place, where] = last.cpu(), pooler.means(sums.cpu())
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ from tunescope.models.package import (
     pull,
     sha256_of,
 )
-from tunescope.models.packed import Group, Layout, Packed, Row, Tokens, pack, passes, sharing
+from tunescope.models.packed import Group, Layout, Packed, Row, Tokens, moved, pack, passes, sharing
 from tunescope.models.packed_attention import NAME as PACKED_ATTENTION
 from tunescope.models.streamed import Sizes, StreamedBase, load_tail, lowest_block
 from tunescope.models.tail import KeptStates, predicting_states, run_blocks
@@ -88,6 +88,7 @@ __all__ = [
     "locate",
     "lowest_block",
     "mean_losses",
+    "moved",
     "pack",
     "pad_right",
     "passes",

@@ -113,16 +113,15 @@ def continuation_batches(
     batches = length_batches([len(p) - prefix + longest for p in prompts], batch_tokens=batch_tokens)
     batches = _with_unknown(batches, known)
     shared = _shared_prefix(model, prompts, prefix) if batches else None
+    begins = torch.tensor([choice[0] for choice in continuations], device=device_of(model))
     for batch in batches:
         hidden, lengths, cache = _read_prompts(model, [prompts[i] for i in batch], prefix, shared, longest - 1)
         logits = float32_head_logits(model, hidden) if float32_head else head_logits(model, hidden)
-        first = logits.log_softmax(-1).double().cpu()
-        scores = torch.zeros((len(batch), len(continuations)), dtype=torch.float64)
+        scores = logits.log_softmax(-1).index_select(1, begins).double()
         for j, choice in enumerate(continuations):
-            scores[:, j] = first[:, choice[0]]
             if len(choice) > 1:
                 scores[:, j] += _tail_logprobs(model, cache, lengths, choice)
-        yield batch, scores
+        yield batch, scores.cpu()
 
 
 @torch.no_grad()
@@ -158,7 +157,7 @@ def greedy(
     lengths_left = [len(p) - prefix + max_new_tokens for p in prompts]
     batches = _with_unknown(length_batches(lengths_left, batch_tokens=batch_tokens, max_rows=max_batch), known)
     shared = _shared_prefix(model, prompts, prefix) if batches else None
-    stop = torch.tensor(list(stop_ids), device=device_of(model))
+    stop = frozenset(stop_ids)
     for batch in batches:
         hidden, position, cache = _read_prompts(model, [prompts[i] for i in batch], prefix, shared, max_new_tokens - 1)
         outputs: list[list[int]] = [[] for _ in batch]
@@ -166,8 +165,8 @@ def greedy(
         rows = list(range(len(batch)))  # which output each row of the cache belongs to
         for step in range(max_new_tokens):
             token = head_logits(model, hidden).argmax(-1)
-            stops = torch.isin(token, stop).tolist()
-            for row, value, stopped in zip(rows, token.tolist(), stops, strict=True):
+            for row, value in zip(rows, token.tolist(), strict=True):
+                stopped = value in stop
                 if not (over[row] or stopped):
                     outputs[row].append(value)
                 over[row] = over[row] or stopped or ended(batch[row], outputs[row])
@@ -221,7 +220,7 @@ def _read_prompts(
     """
     device = device_of(model)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
-    longest = int(lengths.max())
+    longest = max(len(p) for p in prompts)
     ids = torch.zeros((len(prompts), longest - prefix), dtype=torch.long)
     for i, prompt in enumerate(prompts):
         ids[i, : len(prompt) - prefix] = torch.tensor(list(prompt[prefix:]))
@@ -266,4 +265,4 @@ def _tail_logprobs(model: Any, cache: SlotCache, lengths: torch.Tensor, choice: 
     positions = lengths[:, None] + torch.arange(width, device=lengths.device)
     states = read(model, ids, positions, cache)
     targets = torch.tensor(list(choice[1:]), device=lengths.device).expand(rows, width)
-    return head_logits(model, states).log_softmax(-1).gather(2, targets.unsqueeze(2)).sum((1, 2)).double().cpu()
+    return head_logits(model, states).log_softmax(-1).gather(2, targets.unsqueeze(2)).sum((1, 2)).double()

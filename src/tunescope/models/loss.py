@@ -106,14 +106,15 @@ def mean_losses(
         (n_rows,) in nats per token; NaN for a row without a token that anything predicts, 0 for one in none of the `batches`.
     """
     result = np.zeros(len(rows))
+    found = []
     for chosen in passes(rows, batch_tokens) if batches is None else batches:
         batch = list(chosen)
         with compute():
             states, targets, owners = predicting_states(model, [rows[i] for i in batch], cut=cut, kept=kept)
-            losses = target_losses(model, states, targets)
-        sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owners.cpu(), losses.double().cpu())
-        counts = torch.bincount(owners.cpu(), minlength=len(batch))
-        result[batch] = (sums / counts).numpy()
+            found.append((batch, owners, target_losses(model, states, targets)))
+    for batch, owners, losses in found:  # read at the end: until then the device need not wait for the processor
+        sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owners, losses.double().cpu())
+        result[batch] = (sums / torch.bincount(owners, minlength=len(batch))).numpy()
     return result
 
 
@@ -151,7 +152,6 @@ def answer_logprobs(
     for batch in passes(rows, batch_tokens):
         states, targets, owners = predicting_states(model, [rows[i] for i in batch])
         logs, likeliest = target_logprobs(model, states, targets)
-        owners = owners.cpu()
         sums[batch] = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owners, logs.cpu()).numpy()
         missed = torch.zeros(len(batch)).index_add_(0, owners, (~likeliest.cpu()).float())
         flags[batch] = (missed == 0).numpy()

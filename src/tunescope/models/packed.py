@@ -6,16 +6,18 @@ its group's prefix and to nothing else, and its positions go on where the prefix
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 import torch
 
 _MIN_PREFIX = 16  # tokens; below, a second group in the attention costs as much as it saves
 _MOST_SHARING = 64  # rows of one group that are looked for at most: the search is quadratic in it
+
+Made = TypeVar("Made")
 
 
 class Row(Protocol):
@@ -123,16 +125,24 @@ class Layout:
 
     def indices(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns, on a device and made once for all blocks: a real token for every place, which places are filled up, and `scatter`."""
-        if device not in self._indices:
+
+        def make() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             filled = self.gather == self.n_tokens
             # The last token of its own segment: numbers that are not finite stay in the rows that they come from.
             real = torch.where(filled, 0, torch.arange(len(filled))).cummax(0).values
-            found = (self.gather[real], filled, self.scatter)
-            self._indices[device] = (found[0].to(device), found[1].to(device), found[2].to(device))
-        return self._indices[device]
+            index, is_filled, scatter = moved([self.gather[real], filled.long(), self.scatter], device)
+            return index, is_filled.bool(), scatter
+
+        return self.once(("indices", device), make)
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Returns what is made for the first block that asks and serves all blocks of the pass."""
+        if key not in self._made:
+            self._made[key] = make()
+        return cast("Made", self._made[key])
 
     @cached_property
-    def _indices(self) -> dict[torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def _made(self) -> dict[Hashable, object]:
         return {}
 
     @cached_property
@@ -184,6 +194,68 @@ class Packed:
         found = torch.empty(self.layout.n_tokens, dtype=torch.long)
         found[self.places] = torch.arange(len(self.places))
         return found
+
+    def on(self, device: torch.device) -> OnDevice:
+        """Returns what a pass needs on its device; all of it comes in one copy, once."""
+        if device not in self._on:
+            wanted = (
+                self.input_ids,
+                self.layout.positions,
+                self.places,
+                self.sources,
+                self.predictors,
+                self.predictors.unique(),
+                self.targets,
+            )
+            self._on[device] = OnDevice(*moved(wanted, device))
+        return self._on[device]
+
+    @cached_property
+    def _on(self) -> dict[torch.device, OnDevice]:
+        return {}
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """What a pass over a packed row needs on its device; all int64.
+
+    Attributes:
+        input_ids: as in `Packed`.
+        positions: as in `Layout`.
+        places: as in `Packed`.
+        sources: as in `Packed`.
+        predictors: as in `Packed`.
+        needed: `predictors` in ascending order, each once.
+        targets: as in `Packed`.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    places: torch.Tensor
+    sources: torch.Tensor
+    predictors: torch.Tensor
+    needed: torch.Tensor
+    targets: torch.Tensor
+
+
+def moved(tensors: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Brings small tensors to a device in one copy, for which the processor does not wait.
+
+    Copied one by one from ordinary memory, each would wait until the device has done everything before it.
+
+    Args:
+        tensors: on the CPU, of one dtype and one dimension.
+        device: where to.
+
+    Returns:
+        The same tensors there, in order; on the CPU they themselves.
+    """
+    if device.type == "cpu":
+        return tuple(tensors)
+    flat = torch.cat(list(tensors))
+    if device.type == "cuda":
+        flat = flat.pin_memory()
+    return flat.to(device, non_blocking=True).split([len(t) for t in tensors])
 
 
 def pack(rows: Sequence[Row], *, share: bool = True) -> Packed:

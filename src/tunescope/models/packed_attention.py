@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from tunescope.errors import ModelError
 from tunescope.models.family import bare
@@ -14,6 +15,7 @@ from tunescope.models.packed import Layout, Part
 
 NAME = "tunescope_packed"
 _CHUNK = 128  # queries at a time: about half of the pairs of a long segment lie in the future and are never computed
+_WIDEST_FLASH = 256  # d_head; wider heads have no flash attention in PyTorch
 _KEPT = 1 << 24  # attention weights of one block that are kept for the backward pass; more are computed again
 
 
@@ -235,28 +237,47 @@ def _fused(
 ) -> torch.Tensor:
     """The same by PyTorch's fused attention, which keeps nothing of the size of the scores: (n_tokens, heads, d_head)."""
     gathered = [_gathered(t, layout) for t in (query, key, value)]
+    stacked = query.shape[1] // key.shape[1]  # query heads of one key head
     mixed = []
     for part, where in _places(layout):
-        own = [t[where].view(part.n_segments, part.length, *t.shape[1:]).transpose(1, 2) for t in gathered]
+        queries, keys, values = (
+            t[where].view(part.n_segments, part.length, *t.shape[1:]).transpose(1, 2) for t in gathered
+        )
         offset = part.prefix[1] - part.prefix[0]
         if offset:
             before = [t[slice(*part.prefix)].transpose(0, 1).expand(part.n_segments, -1, -1, -1) for t in (key, value)]
-            own[1:] = [torch.cat(pair, dim=2) for pair in zip(before, own[1:], strict=True)]
+            keys, values = (torch.cat(pair, dim=2) for pair in zip(before, (keys, values), strict=True))
         plain = not offset and (window is None or window >= part.length)
-        hidden = None
-        if not plain:
-            hidden = _hidden(offset, slice(0, part.length), slice(0, offset + part.length), window, query.device)
-        found = torch.nn.functional.scaled_dot_product_attention(
-            own[0],
-            own[1],
-            own[2],
-            attn_mask=None if hidden is None else ~hidden,
-            is_causal=plain,
-            scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+        if plain and (stacked == 1 or _has_flash(query)):
+            found = functional.scaled_dot_product_attention(
+                queries, keys, values, is_causal=True, scale=scale, enable_gqa=stacked > 1
+            )
+        else:
+            # On a GPU only the kernel without a mask takes fewer key heads than query heads: with a mask PyTorch would form all scores.
+            # So the query heads of one key head stand one after the other, as more queries of that head.
+            queries = queries.unflatten(1, (-1, stacked)).flatten(2, 3)
+            mask = _seen(layout, offset, part.length, window, stacked, query.device)
+            found = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+            found = found.unflatten(2, (stacked, -1)).flatten(1, 2)
         mixed.append(found.transpose(1, 2).flatten(0, 1))
     return _scattered(torch.cat(mixed), layout)
+
+
+def _has_flash(query: torch.Tensor) -> bool:
+    """Whether PyTorch's flash attention takes such queries, and with them fewer key heads than query heads."""
+    return query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= _WIDEST_FLASH
+
+
+def _seen(
+    layout: Layout, offset: int, length: int, window: int | None, stacked: int, device: torch.device
+) -> torch.Tensor:
+    """(stacked * length, offset + length) True where a query may look; the same for all segments of a width and for all blocks."""
+
+    def make() -> torch.Tensor:
+        hidden = _hidden(offset, slice(0, length), slice(0, offset + length), window, device)
+        return (~hidden).repeat(stacked, 1)
+
+    return layout.once(("seen", offset, length, window, stacked, device), make)
 
 
 def _places(layout: Layout) -> Iterator[tuple[Part, slice]]:

@@ -64,17 +64,16 @@ def run_blocks(
     found = list(blocks(model))
     end = len(found) if stop is None else stop
     _check(packed, len(found), first, end, states)
-    device = device_of(model)
+    there = packed.on(device_of(model))
     contexts: list[Context] = [lambda: packed_only(model)]
     if stop is None and only_targets:
-        needed = packed.predictors.unique().to(device)
-        contexts.append(lambda: _only(model, found[-1], needed))
+        contexts.append(lambda: _only(model, found[-1], there.needed))
     layers: list[nn.Module] = [block if first <= i < end else _Passing() for i, block in enumerate(found)]
     if checkpointing is not None and torch.is_grad_enabled():
         lowest = _lowest(found[first:end], states) + first
         inside = _together([checkpointing, *contexts])
         layers[lowest:end] = [_Checkpointed(block, inside) for block in found[lowest:end]]
-    given = {"input_ids": packed.input_ids.to(device)} if states is None else {"inputs_embeds": states.to(device)}
+    given = {"input_ids": there.input_ids} if states is None else {"inputs_embeds": states.to(device_of(model))}
     with (
         _together(contexts)(),
         _with(model, _family(model).blocks, nn.ModuleList(layers)),
@@ -84,7 +83,7 @@ def run_blocks(
             stack.enter_context(_with(model, _family(model).norm, _Passing()))
         hidden: torch.Tensor = decoder(model)(
             **{name: tensor[None] for name, tensor in given.items()},
-            position_ids=packed.layout.positions.to(device)[None],
+            position_ids=there.positions[None],
             use_cache=False,
             layout=packed.layout,
         ).last_hidden_state
@@ -119,8 +118,8 @@ def predicting_states(
         checkpointing: as for `run_blocks`.
 
     Returns:
-        (n_targets, d_model) states after the final norm, (n_targets,) target tokens, and (n_targets,) the row each belongs to; row after
-        row.
+        (n_targets, d_model) states after the final norm, (n_targets,) target tokens, both on the model's device, and (n_targets,) the row
+        each belongs to, on the CPU; row after row.
 
     Raises:
         ModelError: the blocks below the cut are needed and their weights are not in memory.
@@ -135,8 +134,8 @@ def predicting_states(
         only_targets=True,
         checkpointing=checkpointing,
     )
-    predictors, targets, owners = (t.to(hidden.device) for t in (packed.predictors, packed.targets, packed.owners))
-    return hidden.index_select(0, predictors), targets, owners
+    there = packed.on(hidden.device)
+    return hidden.index_select(0, there.predictors), there.targets, packed.owners
 
 
 @torch.no_grad()
@@ -144,7 +143,7 @@ def _at_cut(model: Any, rows: Sequence[Row], packed: Packed, cut: int, kept: Kep
     device = device_of(model)
     found = kept.read(rows, cut)
     if found is not None:
-        return found.to(device).index_select(0, packed.sources.to(device))
+        return found.to(device).index_select(0, packed.on(device).sources)
     if any(p.is_meta for block in blocks(model)[:cut] for p in block.parameters()):
         raise ModelError(
             f"blocks below block.{cut} are not in memory, and {len(rows)} rows are not in the cache of their output; fill it for all rows first"
@@ -152,7 +151,7 @@ def _at_cut(model: Any, rows: Sequence[Row], packed: Packed, cut: int, kept: Kep
     # Not in what the rest runs in, so that what is kept depends on the base model alone and not on what is tuned above it.
     with torch.autocast(device.type, enabled=False):
         states = run_blocks(model, packed, stop=cut)
-    kept.write(rows, cut, states.index_select(0, packed.places.to(device)))
+    kept.write(rows, cut, states.index_select(0, packed.on(device).places))
     return states
 
 
