@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -96,7 +97,9 @@ class _Active(TorchDispatchMode):
 
 @contextmanager
 def simulated() -> Iterator[str]:
-    """Makes the device usable inside; gives its name."""
+    """Makes the device usable inside; gives its name. Where there is a GPU the test is skipped."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU, and PyTorch takes memory pinned for one accelerator")
     register()
     waits.clear()
     before = torch.__future__.get_swap_module_params_on_conversion()
@@ -148,13 +151,22 @@ def _count_waits(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, s
     moves = name == "aten::_to_copy" and from_there != stays and not kwargs.get("non_blocking")
     moves |= name == "aten::copy_" and from_there != isinstance(args[1], Elsewhere)
     if (name in _WAITS and from_there) or by_mask or moves:
-        ours = [frame for frame in traceback.extract_stack() if "/tunescope/" in frame.filename]
-        waits[f"{ours[-1].filename.rpartition('/tunescope/')[2]}: {ours[-1].line}" if ours else ""] += 1
+        _count_wait()
+
+
+def _count_wait() -> None:
+    ours = [frame for frame in traceback.extract_stack() if "/tunescope/" in frame.filename]
+    waits[f"{ours[-1].filename.rpartition('/tunescope/')[2]}: {ours[-1].line}" if ours else ""] += 1
 
 
 @cache
 def register() -> None:
-    """Tells PyTorch of the device, once in a process and before its first backward pass; there is no way back."""
+    """Tells PyTorch of the device, once in a process and before its first backward pass; there is no way back.
+
+    Not where there is a GPU: pinned memory would then be asked of this device.
+    """
+    if torch.cuda.is_available():
+        return
     _setup_privateuseone_for_python_backend(NAME)
     torch.get_device_module(NAME).get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16, torch.float32]
     kernels = torch.library.Library("aten", "IMPL")
@@ -180,6 +192,8 @@ def _empty(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype | None
 
 
 def _copy(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    if not non_blocking and isinstance(source, Elsewhere) != isinstance(target, Elsewhere):
+        _count_wait()
     held = [t.held if isinstance(t, Elsewhere) else t for t in (source, target)]
     held[1].copy_(held[0])
     return target

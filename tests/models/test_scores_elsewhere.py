@@ -5,7 +5,7 @@ import pytest
 
 from simulated_device import simulated, waits
 from tunescope.data import Encoded, Example
-from tunescope.models import answer_logprobs, continuation_logprobs, greedy, mean_losses
+from tunescope.models import answer_logprobs, continuation_logprobs, greedy, mean_losses, passes
 from tunescope.testing import tiny_model
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text")
@@ -43,25 +43,15 @@ def test_answers_are_the_same(family, device):
     assert len(here) == len(PROMPTS)
 
 
-def test_the_processor_waits_for_what_it_reads_and_for_nothing_else():
+@pytest.mark.parametrize("n_layers", [2, 6])
+def test_the_processor_waits_for_what_it_reads_and_for_nothing_else(n_layers):
     with simulated() as device:
-        model = tiny_model(n_layers=3).to(device)
-        waits.clear()
-        mean_losses(model, ROWS, batch_tokens=60)
-        n_passes = waits.total()
-        assert all(line.startswith("models/loss.py") for line in waits), waits
-        assert n_passes <= len(ROWS)
-        waits.clear()
-        (_,) = greedy(model, PROMPTS, stop_ids=[], max_new_tokens=5)
-        assert waits.total() == 5 + 1, waits  # each new token, and the prompts on their way there
-        waits.clear()
-        continuation_logprobs(model, PROMPTS, CHOICES)
-        assert waits.total() == 2, waits
-
-
-def test_nothing_is_asked_of_the_device_in_the_middle_of_a_pass():
-    with simulated() as device:
-        model = tiny_model(n_layers=6).to(device)
-        waits.clear()
-        mean_losses(model, ROWS)
-        assert waits.total() == 1, waits
+        model = tiny_model(n_layers=n_layers).to(device)
+        for compute, wanted in (
+            (lambda: mean_losses(model, ROWS, batch_tokens=60), len(passes(ROWS, 60))),
+            (lambda: list(greedy(model, PROMPTS, stop_ids=[], max_new_tokens=5)), 5),
+            (lambda: continuation_logprobs(model, PROMPTS, CHOICES), 1),
+        ):
+            waits.clear()
+            compute()
+            assert waits.total() == wanted, waits

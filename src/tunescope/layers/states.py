@@ -224,10 +224,8 @@ def _read(
         with _pooled(model, pool):
             run_blocks(model, packed, first=first, states=shared[first] if first else None)
     where = torch.as_tensor(chosen)
-    for place, (
-        last,
-        sums,
-    ) in pooled.items():  # copied after the pass: during it the device need not wait for the processor
+    # Copied after the pass: until then the processor need not wait for the device.
+    for place, (last, sums) in pooled.items():
         found.last[place, where], found.mean[place, where] = last.cpu(), pooler.means(sums.cpu())
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tunescope.models.family import device_of, float32_head_logits, head_logits
+from tunescope.models.packed import moved
 from tunescope.models.slots import SlotCache, new_cache, read
 
 _MIN_PREFIX = 16  # shorter common starts cost more to copy than to compute
@@ -113,12 +114,13 @@ def continuation_batches(
     batches = length_batches([len(p) - prefix + longest for p in prompts], batch_tokens=batch_tokens)
     batches = _with_unknown(batches, known)
     shared = _shared_prefix(model, prompts, prefix) if batches else None
-    begins = torch.tensor([choice[0] for choice in continuations], device=device_of(model))
+    tokens = [torch.tensor([choice[0] for choice in continuations])] + [torch.tensor(list(c)) for c in continuations]
+    begins, *choices = moved(tokens, device_of(model))
     for batch in batches:
         hidden, lengths, cache = _read_prompts(model, [prompts[i] for i in batch], prefix, shared, longest - 1)
         logits = float32_head_logits(model, hidden) if float32_head else head_logits(model, hidden)
         scores = logits.log_softmax(-1).index_select(1, begins).double()
-        for j, choice in enumerate(continuations):
+        for j, choice in enumerate(choices):
             if len(choice) > 1:
                 scores[:, j] += _tail_logprobs(model, cache, lengths, choice)
         yield batch, scores.cpu()
@@ -174,7 +176,7 @@ def greedy(
             if not going or step == max_new_tokens - 1:
                 break
             if len(going) <= _WORTH_DROPPING * len(rows):
-                kept = torch.tensor(going, device=token.device)
+                (kept,) = moved([torch.tensor(going)], token.device)
                 cache.keep(kept)
                 token, position, rows = token[kept], position[kept], [rows[i] for i in going]
             hidden = read(model, token[:, None], position[:, None], cache)[:, -1]
@@ -219,15 +221,15 @@ def _read_prompts(
         Last hidden state of each prompt (rows, d_model), the length of each prompt (rows,), and the cache with `extra` slots more.
     """
     device = device_of(model)
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
     longest = max(len(p) for p in prompts)
-    ids = torch.zeros((len(prompts), longest - prefix), dtype=torch.long)
+    padded = torch.zeros((len(prompts), longest - prefix), dtype=torch.long)
     for i, prompt in enumerate(prompts):
-        ids[i, : len(prompt) - prefix] = torch.tensor(list(prompt[prefix:]))
+        padded[i, : len(prompt) - prefix] = torch.tensor(list(prompt[prefix:]))
+    lengths, flat = moved([torch.tensor([len(p) for p in prompts]), padded.flatten()], device)
     positions = torch.arange(prefix, longest, device=device).expand(len(prompts), -1)
     slots = longest + extra
     cache = prefix_cache.spread(len(prompts), slots) if prefix_cache else new_cache(model, len(prompts), slots)
-    states = read(model, ids.to(device), positions, cache)
+    states = read(model, flat.view(padded.shape), positions, cache)
     last = states[torch.arange(len(prompts), device=device), lengths - prefix - 1]
     return last, lengths, cache
 
@@ -244,12 +246,8 @@ def _shared_prefix(model: Any, prompts: Sequence[Sequence[int]], length: int) ->
         return None
     device = device_of(model)
     cache = new_cache(model, 1, length)
-    read(
-        model,
-        torch.tensor([list(prompts[0][:length])], device=device),
-        torch.arange(length, device=device)[None],
-        cache,
-    )
+    (ids,) = moved([torch.tensor(list(prompts[0][:length]))], device)
+    read(model, ids[None], torch.arange(length, device=device)[None], cache)
     return cache
 
 
@@ -258,11 +256,10 @@ def _with_unknown(batches: Sequence[list[int]], known: Collection[int]) -> list[
     return [batch for batch in batches if not all(index in known for index in batch)]
 
 
-def _tail_logprobs(model: Any, cache: SlotCache, lengths: torch.Tensor, choice: Sequence[int]) -> torch.Tensor:
+def _tail_logprobs(model: Any, cache: SlotCache, lengths: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
     """Log-probability of a continuation's second and later tokens after every row; the next choice overwrites its slots."""
     rows, width = len(lengths), len(choice) - 1
-    ids = torch.tensor(list(choice[:-1]), device=lengths.device).expand(rows, width)
     positions = lengths[:, None] + torch.arange(width, device=lengths.device)
-    states = read(model, ids, positions, cache)
-    targets = torch.tensor(list(choice[1:]), device=lengths.device).expand(rows, width)
-    return head_logits(model, states).log_softmax(-1).gather(2, targets.unsqueeze(2)).sum((1, 2)).double()
+    states = read(model, choice[:-1].expand(rows, width), positions, cache)
+    targets = choice[1:].expand(rows, width).unsqueeze(2)
+    return head_logits(model, states).log_softmax(-1).gather(2, targets).sum((1, 2)).double()

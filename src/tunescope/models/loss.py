@@ -112,7 +112,7 @@ def mean_losses(
         with compute():
             states, targets, owners = predicting_states(model, [rows[i] for i in batch], cut=cut, kept=kept)
             found.append((batch, owners, target_losses(model, states, targets)))
-    for batch, owners, losses in found:  # read at the end: until then the device need not wait for the processor
+    for batch, owners, losses in found:  # read after all passes: until then the processor need not wait for the device
         sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owners, losses.double().cpu())
         result[batch] = (sums / torch.bincount(owners, minlength=len(batch))).numpy()
     return result
