@@ -249,6 +249,10 @@ def moved(tensors: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.
 
     Returns:
         The same tensors there, in order; on the CPU they themselves.
+
+    Example:
+        >>> [t.tolist() for t in moved([torch.arange(2), torch.arange(3)], torch.device("cpu"))]
+        [[0, 1], [0, 1, 2]]
     """
     if device.type == "cpu":
         return tuple(tensors)
