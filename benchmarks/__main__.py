@@ -6,7 +6,7 @@ import argparse
 import importlib
 import importlib.metadata
 import json
-import platform
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; default: all")
     parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs per comparison (default 5)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N, for both sides; default: the GPU where there is one")
     parser.add_argument(
         "--table", action="store_true", help="only write the README's table from the results that are there"
     )
@@ -35,6 +36,8 @@ def main() -> None:
         parser.error(f"unknown row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
     if given.pairs < 1:
         parser.error(f"--pairs: got {given.pairs}, allowed: at least 1")
+    if given.device:
+        os.environ["TUNESCOPE_BENCH_DEVICE"] = given.device  # the sides are processes of their own
     console = Console(stderr=True)
     for row in () if given.table else given.rows or ROWS:
         _run(row, given.pairs, console)
@@ -44,7 +47,7 @@ def main() -> None:
 def _run(row: str, n_pairs: int, console: Console) -> None:
     module = importlib.import_module(f"benchmarks.rows.{row}")
     console.print(f"[bold]{row}[/bold]: {module.TITLE}")
-    machine = {"processor": _processor(), "packages": _versions()}
+    machine = {"processor": importlib.import_module("benchmarks.work").processor(), "packages": _versions()}
     tried = _tried(row, getattr(module, "TRIED_IN", None), module.PEERS, machine, console)
     peer = min(tried, key=tried.__getitem__) if tried else module.PEERS[0]
     console.print(f"  the peer's setting: {peer}")
@@ -79,14 +82,6 @@ def _tried(
         if set(seconds) == set(peers) and machine.items() <= before["environment"].items():
             return seconds
     return fastest(borrowed or row, peers, console)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _versions() -> dict[str, str]:

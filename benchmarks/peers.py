@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,9 +51,9 @@ class Sft:
     def train(self, num_epochs: int) -> float:
         """Trains from the start and returns the seconds of training alone."""
         trainer = self._trainer(num_epochs)
-        started = time.perf_counter()
+        started = work.now()
         trainer.train()
-        return time.perf_counter() - started
+        return work.now() - started
 
     def curve(self, num_epochs: int, held_out: Sequence[Encoded]) -> list[dict[str, float]]:
         """Trains from the start and returns seconds of training alone and held-out loss, as `work.curve` does for us."""
@@ -67,16 +66,16 @@ class Sft:
 
         class Look(TrainerCallback):
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                clock["seconds"] += time.perf_counter() - clock["started"]
+                clock["seconds"] += work.now() - clock["started"]
                 if state.global_step % every == 0 or state.global_step == last:
                     loss = work.held_out_loss(model, held_out)
                     model.train()
                     found.append({"seconds": clock["seconds"], "held-out loss": loss})
-                clock["started"] = time.perf_counter()
+                clock["started"] = work.now()
 
         trainer = self._trainer(num_epochs)
         trainer.add_callback(Look())
-        clock["started"] = time.perf_counter()
+        clock["started"] = work.now()
         trainer.train()
         return found
 
@@ -110,7 +109,7 @@ class Sft:
             max_length=None,
             bf16=self._how["bf16"],
             fp16=False,
-            use_cpu=not torch.cuda.is_available(),
+            use_cpu=work.DEVICE == "cpu",
             gradient_checkpointing=False,
             train_sampling_strategy="group_by_length",
             save_strategy="no",

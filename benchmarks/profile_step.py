@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,6 +29,11 @@ from tunescope.runs.environment import describe_environment
 
 _PARTS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::linear", "aten::bmm", "aten::baddbmm"),
+    "fused attention": (  # on a GPU
+        *("aten::_flash_attention_forward", "aten::_flash_attention_backward"),
+        *("aten::_efficient_attention_forward", "aten::_efficient_attention_backward"),
+        *("aten::_cudnn_attention_forward", "aten::_cudnn_attention_backward"),
+    ),
     "element by element": (
         *("aten::mul", "aten::mul_", "aten::add", "aten::add_", "aten::silu", "aten::silu_backward", "aten::div"),
         *("aten::pow", "aten::neg", "aten::rsqrt", "aten::sub", "aten::exp", "aten::sigmoid", "aten::masked_fill_"),
@@ -42,6 +48,7 @@ _PARTS = {
     ),
 }
 """Kinds of work; all else is `other`: Python, autograd, the optimiser, allocation."""
+_UNWATCHED = 4  # rounds of products between two looks at the clock
 
 
 def product_rate(model: Any, n_tokens: int, seconds: float = 0.5) -> float:
@@ -50,19 +57,26 @@ def product_rate(model: Any, n_tokens: int, seconds: float = 0.5) -> float:
     weights = [
         m.weight.detach() for m in block.modules() if isinstance(m, torch.nn.Linear) and min(m.weight.shape) > 64
     ]
-    inputs = {w.shape[1]: torch.randn(n_tokens, w.shape[1]).to(w.dtype) for w in weights}
-    operations, done, started = sum(2 * n_tokens * w.numel() for w in weights), 0, time.perf_counter()
+    inputs = {w.shape[1]: torch.randn(n_tokens, w.shape[1]).to(w) for w in weights}
+    operations, done, started = sum(2 * n_tokens * w.numel() for w in weights), 0, work.now()
     with torch.no_grad():
         while time.perf_counter() - started < seconds:
-            for weight in weights:
-                functional.linear(inputs[weight.shape[1]], weight)
-            done += operations
-    return done / (time.perf_counter() - started)
+            for _ in range(_UNWATCHED):
+                for weight in weights:
+                    functional.linear(inputs[weight.shape[1]], weight)
+            done += _UNWATCHED * operations
+            work.now()  # what was started is done: otherwise a GPU would still be at it
+    return done / (work.now() - started)
 
 
 def parts_of(events: Any) -> dict[str, float]:
-    """Share of the time per kind of work."""
-    own = {event.key: event.self_cpu_time_total for event in events}
+    """Share of the time per kind of work: of the processor, or of the GPU where that computes."""
+    on_gpu = work.DEVICE.startswith("cuda")
+    own = {
+        event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        for event in events
+        if event.device_type == DeviceType.CPU  # kernels are listed again beside the operations that started them
+    }
     total = sum(own.values())
     found = {name: sum(own.get(key, 0.0) for key in keys) / total for name, keys in _PARTS.items()}
     return found | {"other": 1 - sum(found.values())}
@@ -89,29 +103,33 @@ def main() -> None:
     with FlopCounterMode(display=False) as counter:
         counted = next(steps)
     per_token = counter.get_total_flops() / counted.tokens
-    rates, limits, shares = [], [], []
+    rates, limits, shares, speeds = [], [], [], []
     for _ in range(given.steps):
         limit = product_rate(loaded.model, 1024)
-        started = time.perf_counter()
+        started = work.now()
         record = next(steps)
-        rate = per_token * record.tokens / (time.perf_counter() - started)
+        seconds = work.now() - started
+        rate = per_token * record.tokens / seconds
         limit = (limit + product_rate(loaded.model, 1024)) / 2
         rates.append(rate)
         limits.append(limit)
         shares.append(rate / limit)
+        speeds.append(record.tokens / seconds)
         print(f"step: {rate / 1e9:.0f} of {limit / 1e9:.0f} GFLOP/s, {100 * rate / limit:.0f} %", flush=True)
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + (work.DEVICE != "cpu")]) as profiled:
         next(steps)
+        work.now()
     found = {
         "schema_version": 1,
         "dtype": given.dtype,
         "threads": given.threads,
         "flops_per_token": per_token,
+        "tokens_per_second": spread(speeds),
         "step_flops_per_second": spread(rates),
         "product_flops_per_second": spread(limits),
         "share_of_product_rate": spread(shares),
         "parts": parts_of(profiled.key_averages()),
-        "environment": describe_environment(),
+        "environment": describe_environment() | {"device": work.DEVICE, "processor": work.processor()},
     }
     path = Path(__file__).parent / "results" / "profile_step.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

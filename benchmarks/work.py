@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +16,10 @@ import torch
 from tunescope import config as settings
 from tunescope import engine, models
 from tunescope.data import ChatFormat, Encoded, Example, read_file
+from tunescope.runs.environment import cpu_name
 from tunescope.runs.records import Selection
 from tunescope.samples import quickstart_config
+from tunescope.studies.machine import gpu_name
 
 MODEL = "smollm2-135m-instruct"
 BATCH_SIZE = 8
@@ -25,6 +29,8 @@ LEARNING_RATE = 5e-4
 WARMUP_FRACTION = 0.05
 MODULES = ("q", "k", "v", "o", "gate", "up", "down")
 CHECKS_PER_EPOCH = 2
+DEVICE = os.environ.get("TUNESCOPE_BENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+"""Where both sides compute; ``python -m benchmarks --device`` sets it."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,28 @@ def mixed(count: int, *, test: bool = False) -> list[Example]:
     return [pool[i] for i in np.random.default_rng(0).permutation(len(pool))[:count]]
 
 
+def processor() -> str:
+    """Returns the name of what computes: the GPU or the CPU."""
+    return gpu_name(DEVICE) or cpu_name()
+
+
+def now() -> float:
+    """Returns the seconds of a clock, read when the device has done all that it was given."""
+    if DEVICE.startswith("cuda"):
+        torch.cuda.synchronize(DEVICE)
+    return time.perf_counter()
+
+
+def peak_bytes() -> int:
+    """Returns the most memory that this process has held: of the device where that is a GPU, else resident."""
+    if DEVICE.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(DEVICE)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def load(dtype: str = "bfloat16") -> tuple[models.Loaded, ChatFormat]:
     """Returns the model and its chat format."""
-    loaded = models.load(MODEL, dtype=dtype)
+    loaded = models.load(MODEL, dtype=dtype, device=DEVICE)
     return loaded, ChatFormat(loaded.tokenizer)
 
 
@@ -75,7 +100,7 @@ def encoded(chat: ChatFormat, examples: Sequence[Example], demonstrations: Seque
 
 def held_out_loss(model: Any, rows: Sequence[Encoded]) -> float:
     """Returns the mean loss per target token in nats; the same measure for both sides."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.device(DEVICE).type, dtype=torch.bfloat16):
         return float(np.mean(models.mean_losses(model, rows)))
 
 
@@ -109,12 +134,12 @@ def curve(tuner: engine.Tuner, model: Any, held_out: Sequence[Encoded]) -> list[
     """Tunes to the end and returns seconds of tuning alone and held-out loss, twice an epoch."""
     every = max(1, tuner.steps_per_epoch // CHECKS_PER_EPOCH)
     found, seconds = [], 0.0
-    started = time.perf_counter()
+    started = now()
     for record in tuner.steps():
-        seconds += time.perf_counter() - started
+        seconds += now() - started
         if record.step % every == 0 or record.step == tuner.total_steps:
             found.append({"seconds": seconds, "held-out loss": held_out_loss(model, held_out)})
-        started = time.perf_counter()
+        started = now()
     return found
 
 

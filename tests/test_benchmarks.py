@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 pytest.importorskip("benchmarks", reason="the folder benchmarks/ is in the repository, not in the package")
 
 import benchmarks.__main__ as run
-from benchmarks import pairs, table
+from benchmarks import pairs, profile_step, table, work
+
+from tunescope import models
+from tunescope.data import ChatFormat
+from tunescope.testing import save_tiny
 
 ROOT = Path(__file__).parents[1]
 QUIET = Console(quiet=True)
@@ -104,3 +109,49 @@ def test_every_row_says_what_it_compares(row: str) -> None:
     sides = set(module.SIDES)
     assert module.OURS in sides and set(module.PEERS) <= sides and module.TITLE and module.TARGET > 1
     assert all(name in sides and target > 0 for name, target in getattr(module, "BESIDE", {}).items())
+
+
+FEW = {"_N_TRAIN": 8, "_N_HELD_OUT": 4, "_PER_TASK": 5, "_QUESTIONS": 4, "_SHOWN_TOKENS": 20}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model in the place of the real one."""
+    folder = str(save_tiny(tmp_path / "tiny", n_layers=3))
+
+    def load(dtype: str = "bfloat16") -> tuple[models.Loaded, ChatFormat]:
+        loaded = models.load(folder, dtype=dtype, device=work.DEVICE)
+        return loaded, ChatFormat(loaded.tokenizer)
+
+    monkeypatch.setattr(work, "load", load)
+
+
+@pytest.mark.parametrize("row", [row for row in run.ROWS if row != "layer_map_top"])
+def test_a_row_computes_where_it_is_told_and_comes_to_the_same(
+    row: str, tiny: None, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(f"benchmarks.rows.{row}")
+    for name, value in FEW.items():
+        monkeypatch.setattr(module, name, value, raising=False)
+    sides = [side for side in module.SIDES if not side.startswith(("trl", "lm-eval")) and "every row" not in side]
+    for side in sides:
+        rounds = []
+        for place in (device, "cpu"):
+            monkeypatch.setattr(work, "DEVICE", place)
+            rounds.append(module.SIDES[side]()())
+        there, here = rounds
+        assert there.seconds > 0 and there.done == here.done
+        numbers = [{k: v for k, v in one.quality.items() if isinstance(v, float)} for one in rounds]
+        assert numbers[0] == pytest.approx(numbers[1], rel=0.02), side
+    assert work.peak_bytes() > 0
+
+
+def test_the_rate_of_products_is_measured_where_the_model_is(
+    tiny: None, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "DEVICE", device)
+    model = models.bare(work.load("float32")[0].model)
+    for module in model.model.layers[0].modules():  # wide enough to count
+        if isinstance(module, torch.nn.Linear):
+            module.weight = torch.nn.Parameter(torch.ones(80, 80, device=device))
+    assert profile_step.product_rate(model, 8, seconds=0.01) > 0

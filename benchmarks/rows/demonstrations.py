@@ -6,7 +6,6 @@ Beside the peer stands ours with the demonstrations in every row: the same engin
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Sequence
 
 from benchmarks import peers, work
@@ -41,10 +40,10 @@ def _ours(share: bool = True) -> Callable[[], work.Round]:
 
     def one_round() -> work.Round:
         engine.load_weights(moving, start)
-        started = time.perf_counter()
+        started = work.now()
         losses = [record.loss for record in engine.Tuner(moving, rows, work.recipe(1)).steps()]
         return work.Round(
-            time.perf_counter() - started,
+            work.now() - started,
             work.done(rows) | {"computed tokens": _computed(rows, share)},
             {"first loss": losses[0], "held-out loss": work.held_out_loss(moving.model, held_out)},
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,9 +33,9 @@ def _ours() -> Callable[[], work.Round]:
     labels = [loaded.tokenizer(label, add_special_tokens=False)["input_ids"] for label in _LABELS]
 
     def one_round() -> work.Round:
-        started = time.perf_counter()
+        started = work.now()
         found = continuation_logprobs(loaded.model, prompts, labels, float32_head=True).argmax(1).tolist()
-        return work.Round(time.perf_counter() - started, _done(prompts), _quality(found))
+        return work.Round(work.now() - started, _done(prompts), _quality(found))
 
     return one_round
 
@@ -56,9 +55,9 @@ def _harness(batch_size: int, dtype: str) -> work.Side:
             requests = [
                 Instance("loglikelihood", {}, (text, label), i) for text in texts for i, label in enumerate(_LABELS)
             ]
-            started = time.perf_counter()
+            started = work.now()
             logs = [log for log, _ in harness.loglikelihood(requests, disable_tqdm=True)]
-            seconds = time.perf_counter() - started
+            seconds = work.now() - started
             rows = [logs[i : i + len(_LABELS)] for i in range(0, len(logs), len(_LABELS))]
             return work.Round(seconds, _done(prompts), _quality([row.index(max(row)) for row in rows]))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ def _ours(share: float) -> Callable[[], work.Round]:
     base, tuned, tasks = _pair(share)
 
     def one_round() -> work.Round:
-        started = time.perf_counter()
+        started = work.now()
         similar = []
         readers = [layers.Reader(base), layers.Reader(tuned, layers.first_changed_block(base, tuned))]
         for prompts in tasks:
@@ -58,7 +57,7 @@ def _ours(share: float) -> Callable[[], work.Round]:
                 similar.append(layers.cka(x, y, estimator="biased"))
                 layers.cka_bootstrap(x, y, n_bootstrap=_N_RESAMPLES, seed=0)
                 layers.permutation_null(x, y, n_permutations=_N_PERMUTATIONS, seed=0)
-        return work.Round(time.perf_counter() - started, _done(tasks), {"mean biased CKA": float(np.mean(similar))})
+        return work.Round(work.now() - started, _done(tasks), {"mean biased CKA": float(np.mean(similar))})
 
     return one_round
 
@@ -68,7 +67,7 @@ def _bare(share: float) -> Callable[[], work.Round]:
 
     @torch.no_grad()
     def one_round() -> work.Round:
-        started = time.perf_counter()
+        started = work.now()
         for model in (base, tuned):
             for prompts in tasks:
                 for batch in length_batches([len(p) for p in prompts], batch_tokens=4096):
@@ -77,8 +76,8 @@ def _bare(share: float) -> Callable[[], work.Round]:
                     for row, i in enumerate(batch):
                         ids[row, : len(prompts[i])] = torch.tensor(prompts[i])
                         mask[row, : len(prompts[i])] = 1
-                    decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False)
-        return work.Round(time.perf_counter() - started, _done(tasks))
+                    decoder(model)(input_ids=ids.to(work.DEVICE), attention_mask=mask.to(work.DEVICE), use_cache=False)
+        return work.Round(work.now() - started, _done(tasks))
 
     return one_round
 
@@ -87,7 +86,7 @@ def _published(share: float) -> Callable[[], work.Round]:
     base, tuned, tasks = _pair(share)
 
     def one_round() -> work.Round:
-        started = time.perf_counter()
+        started = work.now()
         similar = []
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
@@ -100,7 +99,7 @@ def _published(share: float) -> Callable[[], work.Round]:
                     for name in ("base", "tuned")
                 )
                 similar += [_feature_cka(a, b) for a, b in zip(x, y, strict=True)]
-        return work.Round(time.perf_counter() - started, _done(tasks), {"mean biased CKA": float(np.mean(similar))})
+        return work.Round(work.now() - started, _done(tasks), {"mean biased CKA": float(np.mean(similar))})
 
     return one_round
 
@@ -115,10 +114,10 @@ def _states_of_one(model: Any, prompt: tuple[int, ...]) -> np.ndarray:
         )
         for block in model.model.layers
     ]
-    model(input_ids=torch.tensor([prompt]), use_cache=False)
+    model(input_ids=torch.tensor([prompt], device=work.DEVICE), use_cache=False)
     for handle in handles:
         handle.remove()
-    return torch.stack(kept).numpy()
+    return torch.stack(kept).cpu().numpy()
 
 
 def _feature_cka(x: np.ndarray, y: np.ndarray) -> float:

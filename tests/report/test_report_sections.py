@@ -300,3 +300,13 @@ def test_long_texts_are_folded_and_very_long_ones_cut(run: Path) -> None:
     assert text.count('<details class="text">') == 1
     assert "50,000 characters in all" in text
     assert text.count("word ") < 3000
+
+
+def test_a_gpu_is_named_where_it_computed(run: Path) -> None:
+    path = run / "environment.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    assert values["cpu"] in report.build(run).read_text(encoding="utf-8").partition("<nav")[0]
+    path.write_text(json.dumps(values | {"device": "cuda:1", "gpu": "NVIDIA H100 80GB"}), encoding="utf-8")
+    text = report.build(run).read_text(encoding="utf-8")
+    assert "NVIDIA H100 80GB" in text.partition("<nav")[0]
+    assert "cuda:1 · NVIDIA H100 80GB" in text

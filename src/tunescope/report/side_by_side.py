@@ -287,7 +287,9 @@ def _settings(runs: Mapping[str, RunSource], words: Words) -> Table | None:
     """Only the settings, and the facts about the machine, that are not the same in all runs."""
     found = []
     for run in runs.values():
-        machine = {f"({key})": str(run.environment.get(key, NONE)) for key in ("tunescope", "device", "dtype", "cpu")}
+        machine = {
+            f"({key})": str(run.environment.get(key) or NONE) for key in ("tunescope", "device", "gpu", "dtype", "cpu")
+        }
         machine["(model sha256)"] = str(run.model.get("sha256", NONE))[:16]
         found.append(flatten({key: value for key, value in run.config.items() if key not in UNTOLD}) | machine)
     names = list(dict.fromkeys(name for settings in found for name in settings))

@@ -70,7 +70,7 @@ def page_facts(run: RunSource) -> list[tuple[str, str]]:
             "device",
             str(run.environment.get("cpu") or "")
             if run.environment.get("device") == "cpu"
-            else str(run.environment.get("device") or ""),
+            else str(run.environment.get("gpu") or run.environment.get("device") or ""),
         ),
         ("seed", str(run.environment.get("seed", run.setting("seed", "")))),
         ("date", started[:10]),

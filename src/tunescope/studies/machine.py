@@ -29,6 +29,11 @@ def pick_device(wanted: str) -> str:
     return wanted
 
 
+def gpu_name(device: str) -> str | None:
+    """Returns the name of the GPU that a torch device is; None for the CPU."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
+
+
 def set_threads(wanted: int | None) -> int:
     """Sets and returns the number of CPU threads: the setting, else ``OMP_NUM_THREADS``, else the cores that this process may use."""
     from_environment = os.environ.get("OMP_NUM_THREADS", "")

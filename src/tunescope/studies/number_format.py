@@ -13,6 +13,7 @@ from tunescope.config import Config
 from tunescope.engine import NumberFormat, Widths
 from tunescope.models import Located
 from tunescope.runs.environment import describe_environment
+from tunescope.studies.machine import gpu_name
 
 _ENVIRONMENT = "environment.json"
 _SAME_MACHINE = ("cpu", "platform", "packages")
@@ -51,7 +52,11 @@ def _began_with(run: Path) -> NumberFormat | None:
 
 def _beside(run: Path, located: Located, device: str, threads: int) -> NumberFormat | None:
     here = describe_environment()
-    wanted = {key: here.get(key) for key in _SAME_MACHINE} | {"device": device, "threads": threads}
+    wanted = {key: here.get(key) for key in _SAME_MACHINE} | {
+        "device": device,
+        "gpu": gpu_name(device),
+        "threads": threads,
+    }
     for path in sorted(run.parent.glob(f"*/{_ENVIRONMENT}")):
         values = _read(path)
         model = values.get("model")

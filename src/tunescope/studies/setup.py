@@ -27,7 +27,7 @@ from tunescope.studies.cluster import Cluster
 from tunescope.studies.data_curve import unfit_sizes
 from tunescope.studies.demonstrations import at_test, demonstrations, shown_at
 from tunescope.studies.inputs import Inputs, encode_inputs, read_inputs, refuse
-from tunescope.studies.machine import pick_device, set_threads
+from tunescope.studies.machine import gpu_name, pick_device, set_threads
 from tunescope.studies.mask_files import mask_of
 from tunescope.studies.number_format import settled
 from tunescope.studies.progress import Progress
@@ -280,6 +280,7 @@ def _environment(checked: Checked, bench: Bench, command: str) -> dict[str, Any]
     facts = {
         "threads": checked.threads,
         "device": checked.device,
+        "gpu": gpu_name(checked.device),
         "dtype": checked.config.dtype,
         "number_format": checked.number_format.to_dict() if checked.number_format else None,
         "seed": checked.config.seed,

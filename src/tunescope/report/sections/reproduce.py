@@ -59,7 +59,7 @@ def _machine(run: RunSource, words: Words) -> Table:
         ("cpu", found.get("cpu")),
         ("threads", found.get("threads")),
         ("memory", words.size(found["memory_bytes"]) if "memory_bytes" in found else None),
-        ("device", found.get("device")),
+        ("device", " · ".join(str(found[key]) for key in ("device", "gpu") if found.get(key))),
         ("dtype", found.get("dtype")),
         ("number_format", _speedup(found.get("number_format"), words)),
         (
