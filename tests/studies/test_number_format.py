@@ -79,7 +79,13 @@ def test_runs_beside_each_other_are_comparable(config: Config, monkeypatch: pyte
     assert of("runs/b", threads=2) == of("elsewhere/b") == "bfloat16"
     path = config.output_dir / "environment.json"
     kept = path.read_text(encoding="utf-8")
-    for change in ({"cpu": "another"}, {"gpu": "another"}, {"model": None}, {"number_format": {"dtype": "float32"}}, {"number_format": 3}):
+    for change in (
+        {"cpu": "another"},
+        {"gpu": "another"},
+        {"model": None},
+        {"number_format": {"dtype": "float32"}},
+        {"number_format": 3},
+    ):
         path.write_text(json.dumps(json.loads(kept) | change), encoding="utf-8")
         assert of("runs/b") == "bfloat16", change
     path.write_text("{", encoding="utf-8")
