@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -90,6 +91,20 @@ def _put_data(tensor: Elsewhere, value: Elsewhere) -> None:
 Elsewhere.data = property(lambda tensor: torch.Tensor.data.__get__(tensor), _put_data)  # type: ignore[attr-defined,assignment]
 
 
+class Event:
+    """Stands for `torch.Event`, which knows no waiting there."""
+
+    def __init__(self, device: torch.device) -> None:
+        assert device.type == NAME
+        self.recorded = False
+
+    def record(self) -> None:
+        self.recorded = True
+
+    def synchronize(self) -> None:
+        assert self.recorded
+
+
 class _Active(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
@@ -105,7 +120,7 @@ def simulated() -> Iterator[str]:
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # so that `to` keeps weights tied, as on a GPU
     try:
-        with _Active():
+        with _Active(), patch.object(torch, "Event", Event):
             yield DEVICE
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
@@ -122,6 +137,8 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     _count_waits(name, args, kwargs, stays=stays)
     if target is not None and stays:
         kwargs = {**kwargs, "device": torch.device("cpu")}
+    if kwargs.get("pin_memory"):
+        kwargs = {**kwargs, "pin_memory": False}
     plain = tree_map(lambda x: x.held if isinstance(x, Elsewhere) else x, (args, kwargs))
     found = func(*plain[0], **plain[1])
     known = {**there, **here}  # what was written in place stays what it was

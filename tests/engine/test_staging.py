@@ -4,6 +4,7 @@ import pytest
 import torch
 from kept_states import make_row, open_at, states_for
 
+from simulated_device import Event, simulated
 from tunescope.engine.staging import DeviceReader, staged
 
 ROWS = [make_row(i) for i in range(40)]
@@ -30,6 +31,34 @@ def test_a_cache_is_read_through_pinned_memory_on_a_gpu_alone(tmp_path):
         assert isinstance(found, DeviceReader) and found.cache is cache
         assert staged(found, torch.device("cuda")) is found
     assert staged(None, torch.device("cuda")) is None
+
+
+def test_a_buffer_is_filled_again_only_when_its_copy_is_over(tmp_path, monkeypatch):
+    did = []
+
+    class Watched(Event):
+        def record(self):
+            super().record()
+            did.append(("copied", id(self)))
+
+        def synchronize(self):
+            super().synchronize()
+            did.append(("waited", id(self)))
+
+    with simulated() as device, open_at(tmp_path) as cache:
+        monkeypatch.setattr(torch, "Event", Watched)
+        cache.write(ROWS, 3, states_for(ROWS))
+        reader = DeviceReader(cache, device)
+        batches = [ROWS[i : i + 1 + i % 7] for i in range(12)]
+        for batch in batches:
+            assert torch.equal(reader.read(batch, 3).cpu(), states_for(batch))
+    copies = [event for what, event in did if what == "copied"]
+    assert len(copies) == len(batches)
+    wanted = []
+    for i, event in enumerate(copies):  # the copy before the last used the same buffer
+        wanted += [("waited", copies[i - 2])] if i > 1 else []
+        wanted.append(("copied", event))
+    assert did == wanted
 
 
 @pytest.mark.gpu

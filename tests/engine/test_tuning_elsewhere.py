@@ -28,6 +28,12 @@ def tune(device, kind, *, family="llama", dtype="float32", recipe=RECIPE, rows=N
     return tuner, list(tuner.steps())
 
 
+def cache_in(folder):
+    return open_cache(
+        folder, base_sha256="0" * 64, dtype=torch.float32, d_model=32, budget_bytes=1 << 20, keep_free_bytes=0
+    )
+
+
 def assert_alike(found, wanted, *, rel=1e-4):
     """The same steps and the same weights, but for the order of sums in another form of attention."""
     (tuner, records), (other, theirs) = found, wanted
@@ -67,12 +73,7 @@ def test_terms_decay_smoothing_and_checkpointing_are_alike(kind, device):
 
 @pytest.mark.parametrize("kind", [kind for kind in ABOVE_A_CUT if kind != "lora on some blocks"] + ["sparse"])
 def test_kept_states_are_filled_and_read(kind, device, tmp_path):
-    def cache():
-        return open_cache(
-            tmp_path, base_sha256="0" * 64, dtype=torch.float32, d_model=32, budget_bytes=1 << 20, keep_free_bytes=0
-        )
-
-    with cache() as states:
+    with cache_in(tmp_path) as states:
         found = tune(device, kind, states=states)
         assert states.counts.tokens_read > 0
     assert_alike(found, tune("cpu", kind))
@@ -101,10 +102,15 @@ def test_what_was_saved_on_one_goes_on_on_the_other(kind, device, tmp_path):
         assert [r.loss for r in records] == pytest.approx([r.loss for r in wanted[1]], rel=1e-4)
 
 
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_processor_waits_once_a_step(kind):
+def test_the_processor_waits_once_a_step(kind, kept, tmp_path):
     with simulated() as device:
-        tuner = Tuner(moving_on(device, kind), make_rows(), replace(RECIPE, batch_tokens=30))  # several passes a step
+        states = cache_in(tmp_path) if kept else None
+        recipe = replace(RECIPE, batch_tokens=30, num_epochs=3)  # several passes a step
+        if kept:
+            list(Tuner(moving_on(device, kind), make_rows(), recipe, states=states).steps())
+        tuner = Tuner(moving_on(device, kind), make_rows(), recipe, states=states)
         steps = tuner.steps()
         for _ in range(2):  # the first two look whether everything moved that should
             next(steps)

@@ -11,8 +11,8 @@ from tunescope.models import KeptStates, Row
 
 
 def staged(states: KeptStates | None, device: torch.device) -> KeptStates | None:
-    """Returns kept states as they are best read on a device: a cache on disk through pinned memory where that is a GPU."""
-    pinned = device.type == "cuda" and isinstance(states, ActivationCache)
+    """Returns kept states as they are best read on a device: a cache on disk through pinned memory where that is not the CPU."""
+    pinned = device.type != "cpu" and isinstance(states, ActivationCache)
     return DeviceReader(states, device) if pinned else states  # type: ignore[arg-type]
 
 
@@ -31,7 +31,7 @@ class DeviceReader:
         self.cache = cache
         self.device = torch.device(device)
         self._buffers: list[torch.Tensor | None] = [None, None]
-        self._copied: list[torch.cuda.Event | None] = [None, None]
+        self._copied: list[torch.Event | None] = [None, None]
         self._turn = 0
 
     def write(self, rows: Sequence[Row], k: int, states: torch.Tensor) -> None:
@@ -48,9 +48,8 @@ class DeviceReader:
         Returns:
             (sum of tokens, d_model) on the device, in the order of its current stream.
         """
-        if self.device.type != "cuda":
-            found = self.cache.read(rows, k)
-            return None if found is None else found.to(self.device)
+        if self.device.type == "cpu":
+            return self.cache.read(rows, k)
         turn = self._turn
         if (copied := self._copied[turn]) is not None:
             copied.synchronize()
@@ -63,7 +62,7 @@ class DeviceReader:
         if found is None:
             return None
         states = found.to(self.device, non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.Event(self.device)
         event.record()
         self._copied[turn] = event
         self._turn = 1 - turn
