@@ -368,3 +368,10 @@ def test_a_model_larger_than_the_memory_allowed_is_tuned_to_the_same_bits(tmp_pa
     assert streamed["records"] == whole["records"]
     left, right = (tmp_path / name / "adapter_model.safetensors" for name in ("streamed", "whole"))
     assert left.read_bytes() == right.read_bytes()
+
+
+def test_a_base_whose_blocks_nobody_would_read_is_refused(llama):
+    base = StreamedBase(llama, dtype="float32")
+    base.keep_ends()
+    with pytest.raises(ConfigError, match=r"base: blocks are read one by one with sharding fsdp2 alone"):
+        prepare(base.model, base.family, UPPER["lora"], base=base)

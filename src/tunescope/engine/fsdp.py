@@ -23,12 +23,18 @@ from tunescope.models import KeptStates, StreamedBase, blocks
 METHODS = ("lora", "weights")
 
 
-def check_shardable(method: str, workers: Workers) -> None:
-    """Refuses what cannot move in blocks that are cut.
+def check_shardable(method: str, workers: Workers, *, from_files: bool = False) -> None:
+    """Refuses what cannot move in blocks that are cut, and blocks that nobody would bring into memory.
 
     Raises:
-        ConfigError: the method moves single entries, whose places in a matrix mean nothing in a part of it.
+        ConfigError: the method moves single entries, whose places in a matrix mean nothing in a part of it; or blocks are to be read
+            one by one and the processes do not cut them.
     """
+    if from_files and not workers.sharded:
+        raise ConfigError(
+            "base: blocks are read one by one with sharding fsdp2 alone, and here every process holds the whole model; load it with "
+            "models.load, or its last blocks with models.load_tail, and leave base out"
+        )
     if workers.sharded and method not in METHODS:
         raise ConfigError(
             f"sharding fsdp2 does not know method {method!r}; allowed: {', '.join(METHODS)}; use sharding none, where every worker holds the model"

@@ -94,7 +94,7 @@ def prepare(
 
     Raises:
         ModelError: a block or a part does not exist in this model, or the mask does not fit it.
-        ConfigError: the method and the sharding do not go together.
+        ConfigError: the method, or `base`, and the sharding do not go together.
         IntegrityError: the mask is another one than that of the selection; or the processes do not hold the same weights.
 
     Example:
@@ -107,7 +107,7 @@ def prepare(
     """
     check_selection(selection, n_layers=len(blocks(model)))
     check_mask(model, family, selection, mask)
-    check_shardable(selection.method, workers)
+    check_shardable(selection.method, workers, from_files=base is not None)
     dtype = next(model.parameters()).dtype
     total = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
     torch.manual_seed(seed)
