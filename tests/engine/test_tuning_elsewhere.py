@@ -110,7 +110,9 @@ def test_the_processor_waits_once_a_step(kind, kept, tmp_path):
         recipe = replace(RECIPE, batch_tokens=30, num_epochs=3)  # several passes a step
         if kept:
             list(Tuner(moving_on(device, kind), make_rows(), recipe, states=states).steps())
-        tuner = Tuner(moving_on(device, kind), make_rows(), recipe, states=states)
+        moving = moving_on(device, kind)
+        terms = [L2SP(moving, 0.3), KLToBase(moving, make_rows(5, seed=4), 0.5, states=states)]
+        tuner = Tuner(moving, make_rows(), recipe, states=states, terms=terms)
         steps = tuner.steps()
         for _ in range(2):  # the first two look whether everything moved that should
             next(steps)

@@ -26,8 +26,17 @@ from tunescope.data import Encoded
 from tunescope.engine.divide import Pass, n_targets, own_passes
 from tunescope.engine.fsdp import agreed_states, cut_like, is_cut, local, whole
 from tunescope.engine.moving import Moving, asserts_backward_stops
+from tunescope.engine.staging import staged
 from tunescope.errors import ConfigError, DataError
-from tunescope.models import KeptStates, backward_from_head, bare, head_logits, length_batches, predicting_states
+from tunescope.models import (
+    KeptStates,
+    backward_from_head,
+    bare,
+    device_of,
+    head_logits,
+    length_batches,
+    predicting_states,
+)
 
 _ADAPTER = "default"
 Moved = TypeVar("Moved", bound=tuple[Any, ...])
@@ -193,7 +202,7 @@ class KLToBase:
             )
         self._moving = moving
         self._rows = rows
-        self._kept = agreed_states(states, moving.workers)
+        self._kept = agreed_states(staged(states, device_of(moving.model)), moving.workers)
         self._batches = length_batches([len(row) for row in rows], batch_tokens=batch_tokens, max_rows=max_rows)
         self._seed = seed
         digest = hashlib.sha256(repr([(r.prompt_ids, r.target_ids) for r in rows]).encode()).hexdigest()
