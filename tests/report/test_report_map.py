@@ -23,6 +23,7 @@ from tunescope.report.canvas import clean, fit, text_width, wrap
 from tunescope.report.heat_map import colour, colour_limits
 from tunescope.report.layer_map import read_map
 from tunescope.report.wording import Words
+from tunescope.runs.records import Bands
 
 SVG = "{http://www.w3.org/2000/svg}"
 ALL_FIGURES = ["heat_map.svg", "bands.svg", "dendrogram.svg", "causal.svg"]
@@ -388,6 +389,7 @@ def test_every_reason_against_a_band_has_words_in_both_languages() -> None:
         find_bands(line[None, :4] + noise(8, 4), n_bootstrap=20),
         find_bands(line[None] + noise(1, 16), n_bootstrap=20),
         find_bands(np.full((4, 16), 0.5) + np.arange(4)[:, None] * 1e-2, n_bootstrap=20),
+        Bands(False, "no transition band found: the tuned model is the base below block.20", ("block.0",)),
     ]
     clauses = 0
     for bands in found:

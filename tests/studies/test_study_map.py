@@ -18,7 +18,7 @@ from map_worker import outcome
 from tiny_study import write_jsonl, write_study
 from workers import SIGKILLED
 
-from tunescope import engine, layers, models
+from tunescope import engine, layers, models, report
 from tunescope.config import Config, load
 from tunescope.data import ChatFormat
 from tunescope.errors import ConfigError, DataError, IntegrityError, ModelError, RunError, TunescopeError
@@ -292,9 +292,25 @@ def test_blocks_below_those_of_an_adapter_are_read_once_for_both_models(
             hook.remove()
         wanted = [3, *[6] * (n_layers - 1)] if common else [6] * n_layers  # three tasks, a pass each
         assert [ran.count(i) for i in range(n_layers)] == wanted
-        assert ("the tuned model is the base below block.1: read once for both" in said) is common
+        note = "the tuned model is the base below block.1: read once for both, and no bands are looked for"
+        assert (note in said) is common
     shared, apart = ([dataclasses.asdict(row) for row in found.scores] for found in maps)
     assert shared == apart
+
+
+def test_where_tuning_began_is_not_taken_for_a_boundary(
+    config: Callable[..., Config], model: Path, tmp_path: Path
+) -> None:
+    upper = save_adapter(model, tmp_path / "upper", scale=0.3, first=2)
+    for mode in ("pair", "mossa"):
+        run = study.run(config(f"map.mode={mode}", f"map.tuned={upper}", f"output_dir={tmp_path / mode}"))
+        found = run.read_json("layers.json")["map"]
+        assert found["bands"]["found"] is False and found["bands"]["boundaries"] is None
+        assert found["bands"]["why"] == "no transition band found: the tuned model is the base below block.2"
+        assert found["agreement"] is None  # two blocks that differ have no order
+        assert {"upper_cut", "refinement"}.isdisjoint(proposal["name"] for proposal in found["proposals"])
+    page = report.build(run.path).read_text(encoding="utf-8")
+    assert "below block 2 the tuned model is the base itself" in page
 
 
 # Specialists and their cache

@@ -21,6 +21,7 @@ REASONS = (
     (r"(?P<blocks>\d+) blocks, at least (?P<wanted>\d+) are needed", "few_blocks"),
     (r"(?P<tasks>\d+) tasks with different profiles, at least (?P<wanted>\d+) are needed.*", "few_tasks"),
     (r"the median and the spread are the same in every block", "flat"),
+    (r"the tuned model is the base below block\.(?P<start>\d+)", "same_below"),
     (r"the median similarity does not rise in it", "no_rise"),
     (r"the spread over tasks does not shrink in it", "no_shrink"),
     (r"the median goes on changing above it", "restless"),

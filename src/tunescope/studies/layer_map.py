@@ -73,11 +73,15 @@ def layer_map(bench: Bench, loaded: Loaded, progress: Progress, *, scratch: Path
     newly_tuned = 0
     with contextlib.ExitStack() as stack:
         tuned: Tuned | None = None
+        first_changed = 0
         if with_tuned and config.map.tuned is not None:
             alone = config.map.mode == "mossa"
             tuned = stack.enter_context(tuned_beside(bench, loaded, config.map.tuned, alone=alone))
-            if tuned.first_changed:
-                progress.note(f"the tuned model is the base below block.{tuned.first_changed}: read once for both")
+            first_changed = tuned.first_changed
+            if first_changed:
+                progress.note(
+                    f"the tuned model is the base below block.{first_changed}: read once for both, and no bands are looked for"
+                )
         with contextlib.ExitStack() as inner:
             opened: Specialists | None = None
             if config.map.mode == "mossa":
@@ -97,7 +101,7 @@ def layer_map(bench: Bench, loaded: Loaded, progress: Progress, *, scratch: Path
         seconds[part] = sum(one.seconds[part] for one in readings)
     progress.stage("compare the tasks")
     with _timed(seconds, "similarity"):
-        result = conclude(config, prompts, readings, causal, costs)
+        result = conclude(config, prompts, readings, causal, costs, first_changed=first_changed)
     result.facts["d_model"] = int(bare(loaded.model).config.hidden_size)
     result.facts["seconds"] = {part: round(spent, 3) for part, spent in seconds.items()}
     return dataclasses.replace(result, tuned=newly_tuned)

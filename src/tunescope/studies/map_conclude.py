@@ -58,8 +58,13 @@ def conclude(
     readings: Sequence[TaskScores],
     causal: Sequence[LayerScores],
     costs: select.BlockCosts,
+    *,
+    first_changed: int = 0,
 ) -> MapResult:
     """Puts the map together.
+
+    Below its lowest changed block a tuned model is its base, and every number there is the same by construction. Bands would then end where
+    tuning began, so they are not looked for, and the causal check is compared with the map from that block on.
 
     Args:
         config: the settings.
@@ -67,6 +72,7 @@ def conclude(
         readings: the scores of every task.
         causal: records of the causal check, or none.
         costs: to price the proposals.
+        first_changed: lowest block in which the tuned model differs from its base; 0 without a tuned model.
 
     Returns:
         The map; `d_model` and `seconds` of its facts are for the caller to fill in.
@@ -74,8 +80,13 @@ def conclude(
     settings, confidence, seed = config.map, config.evaluation.confidence, config.seed
     scores = [*score_rows(readings, confidence=confidence, seed=seed), *causal]
     over_all = {row.name: row for row in scores if row.task == "*"}
-    bands = bands_of(readings, settings.mode, confidence=confidence, n_bootstrap=settings.n_bootstrap, seed=seed)
     profile = profile_of(readings, settings.mode)
+    if first_changed:
+        names = over_all[profile].layers
+        why = f"no transition band found: the tuned model is the base below block.{first_changed}"
+        bands = Bands(False, why, names, n_tasks=len(readings))
+    else:
+        bands = bands_of(readings, settings.mode, confidence=confidence, n_bootstrap=settings.n_bootstrap, seed=seed)
     clusters = layers.cluster_tasks(
         np.stack([one.values[profile] for one in readings]), [one.task for one in readings], seed=seed
     )
@@ -99,7 +110,7 @@ def conclude(
         "d_model": 0,
         "bands": bands.to_dict(),
         "clusters": clusters.to_dict(),
-        "agreement": _agreement(compared, put_back, seed),
+        "agreement": _agreement(compared, put_back, seed, first_changed),
         "proposals": [proposal.to_dict() for proposal in proposals],
         "seconds": {},
     }
@@ -114,12 +125,14 @@ def _change(similarity: LayerScores) -> LayerScores:
     )
 
 
-def _agreement(map_scores: LayerScores | None, causal: LayerScores | None, seed: int) -> dict[str, Any] | None:
-    """How far the map and the causal check put the blocks in the same order; None where that cannot be said."""
+def _agreement(
+    map_scores: LayerScores | None, causal: LayerScores | None, seed: int, first: int
+) -> dict[str, Any] | None:
+    """How far the map and the causal check put the blocks from `first` on in the same order; None where that cannot be said."""
     if map_scores is None or causal is None:
         return None
     try:
-        return dataclasses.asdict(layers.rank_agreement(map_scores, causal, seed=seed))
+        return dataclasses.asdict(layers.rank_agreement(map_scores.values[first:], causal.values[first:], seed=seed))
     except UserError:  # fewer than three blocks, or the same number everywhere: no order
         return None
 
