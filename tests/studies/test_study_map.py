@@ -308,7 +308,9 @@ def test_where_tuning_began_is_not_taken_for_a_boundary(
         assert found["bands"]["found"] is False and found["bands"]["boundaries"] is None
         assert found["bands"]["why"] == "no transition band found: the tuned model is the base below block.2"
         assert found["agreement"] is None  # two blocks that differ have no order
-        assert {"upper_cut", "refinement"}.isdisjoint(proposal["name"] for proposal in found["proposals"])
+        proposed = {proposal["name"]: proposal["layers"] for proposal in found["proposals"]}
+        assert {"upper_cut", "refinement"}.isdisjoint(proposed)
+        assert set(proposed["top_causal"]) <= {"block.2", "block.3"}
     page = report.build(run.path).read_text(encoding="utf-8")
     assert "below block 2 the tuned model is the base itself" in page
 

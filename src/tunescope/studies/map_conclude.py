@@ -64,7 +64,7 @@ def conclude(
     """Puts the map together.
 
     Below its lowest changed block a tuned model is its base, and every number there is the same by construction. Bands would then end where
-    tuning began, so they are not looked for, and the causal check is compared with the map from that block on.
+    tuning began, so they are not looked for; the causal check, whose windows reach below, is compared with the map and proposes from that block on.
 
     Args:
         config: the settings.
@@ -81,8 +81,8 @@ def conclude(
     scores = [*score_rows(readings, confidence=confidence, seed=seed), *causal]
     over_all = {row.name: row for row in scores if row.task == "*"}
     profile = profile_of(readings, settings.mode)
+    names = over_all[profile].layers
     if first_changed:
-        names = over_all[profile].layers
         why = f"no transition band found: the tuned model is the base below block.{first_changed}"
         bands = Bands(False, why, names, n_tasks=len(readings))
     else:
@@ -99,7 +99,7 @@ def conclude(
         gain=gain,
         change=change,
         last=not_comparable(settings.mode, settings.states),
-        causal=put_back,
+        causal=put_back if put_back is None else select.put_last(put_back, names[:first_changed]),
     )
     compared = gain or change
     facts = {
