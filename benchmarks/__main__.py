@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from rich.console import Console
 
 from benchmarks.pairs import fastest, interleave
 from benchmarks.table import write_table
+from tunescope.errors import ConfigError
 from tunescope.runs.environment import describe_environment
+from tunescope.studies.machine import pick_device
 
 ROWS = ("tuning", "tail", "demonstrations", "layer_map", "layer_map_top", "few_shot")
 _RESULTS = Path(__file__).parent / "results"
@@ -27,7 +30,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; default: all")
     parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs per comparison (default 5)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N, for both sides; default: the GPU where there is one")
+    parser.add_argument(
+        "--device", type=_device, help="cpu, cuda or cuda:N, for both sides; default: the GPU where there is one"
+    )
     parser.add_argument(
         "--table", action="store_true", help="only write the README's table from the results that are there"
     )
@@ -37,7 +42,10 @@ def main() -> None:
     if given.pairs < 1:
         parser.error(f"--pairs: got {given.pairs}, allowed: at least 1")
     if given.device:
-        os.environ["TUNESCOPE_BENCH_DEVICE"] = given.device  # the sides are processes of their own
+        try:
+            os.environ["TUNESCOPE_BENCH_DEVICE"] = pick_device(given.device)  # the sides are processes of their own
+        except ConfigError as error:
+            parser.error(str(error))
     console = Console(stderr=True)
     for row in () if given.table else given.rows or ROWS:
         _run(row, given.pairs, console)
@@ -47,7 +55,9 @@ def main() -> None:
 def _run(row: str, n_pairs: int, console: Console) -> None:
     module = importlib.import_module(f"benchmarks.rows.{row}")
     console.print(f"[bold]{row}[/bold]: {module.TITLE}")
-    machine = {"processor": importlib.import_module("benchmarks.work").processor(), "packages": _versions()}
+    from benchmarks import work  # which reads the device that was chosen
+
+    machine = {"processor": work.processor(), "packages": _versions()}
     tried = _tried(row, getattr(module, "TRIED_IN", None), module.PEERS, machine, console)
     peer = min(tried, key=tried.__getitem__) if tried else module.PEERS[0]
     console.print(f"  the peer's setting: {peer}")
@@ -82,6 +92,12 @@ def _tried(
         if set(seconds) == set(peers) and machine.items() <= before["environment"].items():
             return seconds
     return fastest(borrowed or row, peers, console)
+
+
+def _device(text: str) -> str:
+    if re.fullmatch(r"cpu|cuda(:\d+)?", text) is None:
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: cpu, cuda or cuda:N")
+    return text
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_fast_path import ABOVE_A_CUT, shown
 from test_sparse import make_sparse
-from tiny_runs import DTYPES, N_LAYERS, RECIPE, SELECTIONS, facts_of, make_moving, make_rows
+from tiny_runs import DTYPES, N_LAYERS, RECIPE, SELECTIONS, make_moving, make_rows
 
 from simulated_device import NAME, Elsewhere, simulated, waits
 from tunescope.engine import L2SP, KLToBase, Tuner, calibrate_dtype, open_cache, read_tensors, widths_of, write_tensors
@@ -98,7 +98,6 @@ def test_what_was_saved_on_one_goes_on_on_the_other(kind, device, tmp_path):
         later = Tuner(moving_on(there, kind), make_rows(), RECIPE)
         later.restore(*read_tensors(tmp_path / "state"))
         records = [*first, *later.steps()]
-        assert len(records) == len(wanted[1]) == len(facts_of(records))
         assert [r.loss for r in records] == pytest.approx([r.loss for r in wanted[1]], rel=1e-4)
 
 

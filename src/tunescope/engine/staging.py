@@ -17,10 +17,10 @@ def staged(states: KeptStates | None, device: torch.device) -> KeptStates | None
 
 
 class DeviceReader:
-    """Reads states onto a device; on a GPU the copy runs beside what is computed.
+    """Reads states onto a device; where that is not the CPU, nobody waits for the copy.
 
-    A copy to a GPU is asynchronous only from pinned memory. Two pinned buffers take turns: while the GPU copies one, the next batch is read from the
-    memory map into the other, and a buffer is filled again only when its copy is over.
+    A copy to a GPU is asynchronous only from pinned memory. Two pinned buffers take turns: until the GPU has copied one, the next batch is
+    read from the memory map into the other, and a buffer is filled again only when its copy is over.
 
     Args:
         cache: where the states lie.

@@ -35,10 +35,12 @@ from tunescope.models.package import (
     pull,
     sha256_of,
 )
-from tunescope.models.packed import Group, Layout, Packed, Row, Tokens, moved, pack, passes, sharing
+from tunescope.models.packed import Group, Layout, Packed, Row, Tokens, pack, passes
 from tunescope.models.packed_attention import NAME as PACKED_ATTENTION
+from tunescope.models.sharing import sharing
 from tunescope.models.streamed import Sizes, StreamedBase, load_tail, lowest_block
 from tunescope.models.tail import KeptStates, predicting_states, run_blocks
+from tunescope.models.transfer import moved
 
 __all__ = [
     "ALIASES",

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from tunescope.models.family import device_of, float32_head_logits, head_logits
-from tunescope.models.packed import moved
 from tunescope.models.slots import SlotCache, new_cache, read
+from tunescope.models.transfer import moved
 
 _MIN_PREFIX = 16  # shorter common starts cost more to copy than to compute
 _WORTH_DROPPING = 0.75  # finished rows leave the batch once a quarter of it is finished: leaving copies the rest

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Protocol, TypeVar, cast
 
 import torch
 
-_MIN_PREFIX = 16  # tokens; below, a second group in the attention costs as much as it saves
-_MOST_SHARING = 64  # rows of one group that are looked for at most: the search is quadratic in it
+from tunescope.models.sharing import sharing
+from tunescope.models.transfer import moved
 
 Made = TypeVar("Made")
 
@@ -238,30 +237,6 @@ class OnDevice:
     targets: torch.Tensor
 
 
-def moved(tensors: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Brings small tensors to a device in one copy, for which the processor does not wait.
-
-    Copied one by one from ordinary memory, each would wait until the device has done everything before it.
-
-    Args:
-        tensors: on the CPU, of one dtype and one dimension.
-        device: where to.
-
-    Returns:
-        The same tensors there, in order; on the CPU they themselves.
-
-    Example:
-        >>> [t.tolist() for t in moved([torch.arange(2), torch.arange(3)], torch.device("cpu"))]
-        [[0, 1], [0, 1, 2]]
-    """
-    if device.type == "cpu":
-        return tuple(tensors)
-    flat = torch.cat(list(tensors))
-    if device.type == "cuda":
-        flat = flat.pin_memory()
-    return flat.to(device, non_blocking=True).split([len(t) for t in tensors])
-
-
 def pack(rows: Sequence[Row], *, share: bool = True) -> Packed:
     """Lays rows out for one pass.
 
@@ -313,57 +288,6 @@ def pack(rows: Sequence[Row], *, share: bool = True) -> Packed:
     )
 
 
-def sharing(rows: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
-    """Finds which rows should share their beginning, so that as few tokens as possible are computed.
-
-    In lexicographic order rows with a common beginning stand together; the best cut of that order into runs is found exactly, for runs
-    of up to 64 rows. A beginning shorter than 16 tokens is not shared. At least one token of every row stays its own.
-
-    Args:
-        rows: token ids.
-
-    Returns:
-        (length of the common beginning, numbers of the rows) of every group; the rows that share nothing come first, as one group of
-        length 0, in their order. Every number occurs once.
-
-    Example:
-        >>> start = list(range(30))
-        >>> sharing([start + [1], [5, 6], start + [2, 3]])
-        [(0, [1]), (30, [0, 2])]
-    """
-    order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
-    common = [_common(rows[i], rows[j]) for i, j in pairwise(order)]
-    # best[n]: fewest tokens for the first n rows in order, with the length of the last run and its prefix
-    best: list[tuple[int, int, int]] = [(0, 0, 0)]
-    for n in range(1, len(order) + 1):
-        length = shortest = own = len(rows[order[n - 1]])
-        choice = (best[n - 1][0] + length, 1, 0)
-        for size in range(2, min(n, _MOST_SHARING) + 1):
-            first = n - size
-            row = len(rows[order[first]])
-            own += row
-            shortest = min(shortest, row, common[first] + 1)
-            prefix = shortest - 1
-            if prefix < _MIN_PREFIX:
-                break
-            tokens = best[first][0] + own - (size - 1) * prefix
-            if tokens < choice[0]:
-                choice = (tokens, size, prefix)
-        best.append(choice)
-    alone: list[int] = []
-    groups: list[tuple[int, list[int]]] = []
-    n = len(order)
-    while n:
-        _, size, prefix = best[n]
-        members = sorted(order[n - size : n])
-        if size > 1:
-            groups.append((prefix, members))
-        else:
-            alone += members
-        n -= size
-    return [*([(0, sorted(alone))] if alone else []), *reversed(groups)]
-
-
 def passes(rows: Sequence[Row], batch_tokens: int, *, share: bool = True) -> list[list[int]]:
     """Cuts rows into passes of at most `batch_tokens` computed tokens; a longer row gets a pass of its own.
 
@@ -399,16 +323,6 @@ def passes(rows: Sequence[Row], batch_tokens: int, *, share: bool = True) -> lis
             tokens += more
             inside = True
     return cut
-
-
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two rows share at the start."""
-    count = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
 
 
 def _filled(length: int) -> int:
